@@ -24,6 +24,8 @@ DECLARE
     keys     constant pg_catalog.json := '{"events": "id", "competitor_events": "betpawa_event_id",
         "odds_snapshots": "event_id", "competitor_odds_snapshots": "competitor_event_id",
         "market_odds": "snapshot_id", "competitor_market_odds": "snapshot_id"}';
+    -- The names of bookmakers and tournaments. A database may lack these tables.
+    lookup_tables constant pg_catalog.text[] := '{bookmakers, tournaments, sports}';
     server   constant integer := pg_catalog.current_setting('server_version_num');
     -- The caller's settings. The last statement restores them.
     settings constant pg_catalog.jsonb := pg_catalog.jsonb_build_object(
@@ -274,6 +276,14 @@ BEGIN
                          UNION ALL VALUES (cache_schema, 'change_log'), (cache_schema, 'log_state')) AS s
               ) AS n WHERE n.has IS NOT NULL
              UNION ALL
+            SELECT 'right', n.name, 'SELECT', CASE WHEN n.has THEN 'ok' ELSE 'warn' END,
+                   role || CASE WHEN n.has THEN '' ELSE ' lacks it, so the cache shows no names from there' END,
+                   CASE WHEN NOT n.has THEN format('GRANT SELECT ON %s TO %I', n.name, role) END
+              FROM (SELECT format('%I.%I', app_schema, u.tab) AS name,
+                           has_table_privilege(role, to_regclass(format('%I.%I', app_schema, u.tab)), 'SELECT') AS has
+                      FROM unnest(lookup_tables) AS u (tab)) AS n
+             WHERE n.has IS NOT NULL
+             UNION ALL
             SELECT 'right', format('%I.prune(interval)', cache_schema), 'EXECUTE', 'ok',
                    CASE WHEN has_function_privilege(role, to_regprocedure(format('%I.prune(interval)', cache_schema)),
                        'EXECUTE')
@@ -305,7 +315,8 @@ BEGIN
                    coalesce(c.relacl, acldefault('r', c.relowner)) AS acl,
                    ARRAY['INSERT', 'UPDATE', 'DELETE', 'TRUNCATE', 'REFERENCES', 'TRIGGER']
                    || CASE WHEN server >= 170000 THEN ARRAY['MAINTAIN'] ELSE '{}' END AS items
-              FROM (SELECT format('%I.%I', app_schema, u.tab) AS name FROM unnest(tables) AS u (tab)
+              FROM (SELECT format('%I.%I', app_schema, u.tab) AS name 
+                      FROM unnest(tables || lookup_tables) AS u (tab)
                      UNION ALL SELECT format('%I.%I', cache_schema, u.tab)
                          FROM unnest(ARRAY['change_log', 'log_state', 'log_horizon']) AS u (tab)) AS s
               JOIN pg_class AS c ON c.oid = to_regclass(s.name)

@@ -1,7 +1,7 @@
 -- grants.sql: makes a role for the cache, and grants it the rights that the cache needs and no others.
 --
--- What     LOGIN without a password; USAGE on the two schemas; SELECT on the six tables, change_log and log_state;
---          EXECUTE on heartbeat(). With `prune` also EXECUTE on prune(interval), so that the cache keeps the log short.
+-- What     LOGIN without a password; USAGE on the two schemas; SELECT on the six tables, change_log and log_state,
+--          and on bookmakers, tournaments and sports where they exist; EXECUTE on heartbeat(). With `prune` also EXECUTE on prune(interval), so that the cache keeps the log short.
 --          SELECT is on whole tables, because the cache runs LOCK TABLE ... IN ACCESS SHARE MODE. Rights on columns are
 --          not enough for that. Partitions need no rights of their own.
 --          Caches of older versions call heartbeat(). It takes no argument. It writes a log row without keys, at most
@@ -28,6 +28,8 @@ DECLARE
 
     tables constant pg_catalog.text[] := '{events, competitor_events, odds_snapshots, market_odds, '
         'competitor_odds_snapshots, competitor_market_odds}';
+    -- The names of bookmakers and tournaments. A database may lack these tables.
+    lookup_tables constant pg_catalog.text[] := '{bookmakers, tournaments, sports}';
     -- The caller's settings. The last statement restores them.
     settings constant pg_catalog.jsonb := pg_catalog.jsonb_build_object(
         'search_path', pg_catalog.current_setting('search_path'),
@@ -116,6 +118,12 @@ BEGIN
             SELECT 4, 'SELECT', format('%I.%I', cache_schema, t.tab),
                    has_table_privilege(role, format('%I.%I', cache_schema, t.tab), 'SELECT')
               FROM unnest(ARRAY['change_log', 'log_state']) AS t (tab)
+             UNION ALL
+            -- Who may not grant on one of these tables leaves it: the cache works without its names.
+            SELECT 4, 'SELECT', format('%I.%I', app_schema, t.tab), has_table_privilege(role, c.oid, 'SELECT')
+              FROM unnest(lookup_tables) AS t (tab)
+              JOIN pg_class AS c ON c.oid = to_regclass(format('%I.%I', app_schema, t.tab))
+             WHERE has_table_privilege(c.oid, 'SELECT WITH GRANT OPTION')
              UNION ALL
             SELECT 5, 'EXECUTE', format('FUNCTION %I.heartbeat()', cache_schema),
                    has_function_privilege(role, format('%I.heartbeat()', cache_schema), 'EXECUTE')

@@ -27,6 +27,8 @@ DECLARE
 
     tables constant pg_catalog.text[] := '{events, competitor_events, odds_snapshots, market_odds, '
         'competitor_odds_snapshots, competitor_market_odds}';
+    -- The names of bookmakers and tournaments. A database may lack these tables.
+    lookup_tables constant pg_catalog.text[] := '{bookmakers, tournaments, sports}';
     -- The caller's settings. The last statement restores them.
     settings constant pg_catalog.jsonb := pg_catalog.jsonb_build_object(
         'search_path', pg_catalog.current_setting('search_path'),
@@ -221,7 +223,7 @@ BEGIN
                 SELECT 'SELECT' AS rights, c.oid::regclass::text AS object, c.relacl AS acl
                   FROM pg_class AS c
                  WHERE c.oid IN (SELECT to_regclass(format('%I.%I', app_schema, v.tab))
-                                   FROM unnest(tables) AS v (tab))
+                                   FROM unnest(tables || lookup_tables) AS v (tab))
                  UNION ALL
                 SELECT 'USAGE', format('SCHEMA %I', n.nspname), n.nspacl
                   FROM pg_namespace AS n

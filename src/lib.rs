@@ -205,6 +205,9 @@
 //! | here | in SQL |
 //! |---|---|
 //! | [`CachedEvent`] | a row of `events` with a `kickoff` after now less [`Config::lookback`], and at least one snapshot |
+//! | [`CachedEvent::name`], `home_team`, `away_team`, `sportradar_id` | the columns of that row, where the table has them |
+//! | [`CachedEvent::tournament`] | the row of `tournaments` that `events.tournament_id` names, with the name of its sport in `sports` |
+//! | [`CachedEvent::bookmaker`] | a row of `bookmakers` |
 //! | [`CachedEvent::betpawa`] | per `bookmaker_id` the row of `odds_snapshots` with the greatest `id` |
 //! | [`CachedEvent::competitors`] | per `competitor_events.source` the row of `competitor_odds_snapshots` with the greatest `id`, over those whose competitor event is linked to the event and not deleted |
 //! | [`CachedMarket`] | a row of `market_odds` or `competitor_market_odds`, in the order of `id` |
@@ -299,8 +302,9 @@ pub use metrics::{
     timing::Timings,
 };
 pub use model::{
-    BetpawaSnapshots, CachedEvent, CachedMarket, CachedSnapshot, CompetitorSnapshots, MarketInput,
-    Markets, Outcome, OutcomeInput, Outcomes, SnapshotInput, Source,
+    BetpawaSnapshots, Bookmaker, CachedEvent, CachedMarket, CachedSnapshot, CompetitorSnapshots,
+    MarketInput, Markets, NamesInput, Outcome, OutcomeInput, Outcomes, SnapshotInput, Source,
+    Tournament, TournamentInput,
 };
 pub use postgres::{
     connect::Connection,

@@ -3,7 +3,10 @@ use std::{fmt, sync::Arc};
 use chrono::{DateTime, Utc};
 
 use crate::{
-    model::{BetpawaSnapshots, CachedSnapshot, CompetitorSnapshots, Micros, SnapshotInput},
+    model::{
+        BetpawaSnapshots, Bookmaker, CachedSnapshot, CompetitorSnapshots, EventHeader, Micros,
+        NamesInput, SnapshotInput,
+    },
     store::{
         changes::Change,
         draft::Draft,
@@ -72,6 +75,36 @@ impl Writer {
         });
     }
 
+    /// Sets the names of an event. Returns whether it is held: an event without a snapshot has no names. Allocates the
+    /// names. If the tournament is renamed, costs a look at each event.
+    pub fn put_names(&mut self, event_id: i64, names: &NamesInput) -> bool {
+        let Some(event) = self.draft.event(event_id).cloned() else {
+            return false;
+        };
+        if let Some(tournament) = &names.tournament {
+            let held = self.draft.packer.lookup.bookmakers();
+            let bookmakers = held.map(|all| (**all).clone()).unwrap_or_default();
+            self.draft.set_lookup(bookmakers, [tournament.tournament()]);
+        }
+        let tournament = names.tournament.as_ref();
+        let header = EventHeader {
+            kickoff: event.kickoff,
+            names: names.names(),
+            tournament: tournament.map(|of| self.draft.packer.lookup.tournament(of.id)),
+        };
+        let (betpawa, competitors) = (event.betpawa.clone(), event.competitors.clone());
+        self.draft.set(event_id, header, betpawa, competitors);
+        true
+    }
+
+    /// Sets the slug and the name of a bookmaker. Costs a look at each event.
+    pub fn put_bookmaker(&mut self, bookmaker_id: i64, slug: Option<&str>, name: Option<&str>) {
+        let held = self.draft.packer.lookup.bookmakers();
+        let mut bookmakers = held.map(|all| (**all).clone()).unwrap_or_default();
+        bookmakers.insert(bookmaker_id, Bookmaker::new(slug, name));
+        self.draft.set_lookup(bookmakers, []);
+    }
+
     fn change(
         &mut self,
         event_id: i64,
@@ -81,19 +114,15 @@ impl Writer {
         let held = self.draft.event(event_id);
         let held = held.map(|event| {
             (
-                event.kickoff,
+                event.header(),
                 event.betpawa.clone(),
                 event.competitors.clone(),
             )
         });
-        let (known, mut betpawa, mut competitors) = held.unwrap_or_default();
+        let (mut header, mut betpawa, mut competitors) = held.unwrap_or_default();
+        header.kickoff = kickoff.map(Micros::from_utc).or(header.kickoff);
         change(&mut betpawa, &mut competitors);
-        self.draft.set(
-            event_id,
-            kickoff.map(Micros::from_utc).or(known),
-            betpawa,
-            competitors,
-        );
+        self.draft.set(event_id, header, betpawa, competitors);
     }
 
     /// Removes all events with a kickoff at or before `cutoff` (UTC), and returns how many. Events without a kickoff

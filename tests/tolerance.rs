@@ -110,6 +110,17 @@ deployments! {
          alter table competitor_market_odds drop market_groups, drop line, drop handicap_home;
          alter table odds_snapshots drop last_confirmed_at, drop raw_response;
          alter table competitor_odds_snapshots drop raw_response";
+    names_may_be_missing: [],
+        "alter table events drop name, drop home_team, drop away_team, drop sportradar_id, drop tournament_id;
+         drop table tournaments, sports, bookmakers";
+    some_names_may_be_missing: [],
+        "alter table events drop away_team; drop table sports cascade; alter table tournaments drop country;
+         alter table bookmakers drop slug";
+    names_of_other_types: [],
+        "create domain name_of_team as varchar(100);
+         alter table events drop sportradar_id, add sportradar_id bigint default 7, alter home_team type name_of_team,
+             drop tournament_id, add tournament_id bigint default 1;
+         alter table tournaments alter id type bigint, alter name type text; alter table bookmakers alter id type smallint";
     not_partitioned: [
             (" partition by range (captured_at)", ""),
             ("create table odds_snapshots_default partition of odds_snapshots default;", "")

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use oddscache::{
-    CachedEvent, CachedSnapshot, Config, Error, Follower, MarketInput, OddsCache, OutcomeInput,
-    SnapshotInput, Status, View, Writer,
+    CachedEvent, CachedSnapshot, Config, Error, Follower, MarketInput, NamesInput, OddsCache,
+    OutcomeInput, SnapshotInput, Status, TournamentInput, View, Writer,
 };
 use oddscache_testkit::dump;
 use proptest::prelude::*;
@@ -236,12 +236,26 @@ fn an_event_serialises_to_exactly_these_keys() {
     input.last_confirmed_at = None;
     input.markets.clear();
     writer.put_competitor_snapshot("bet9ja", &input, None);
+    let names = NamesInput {
+        name: Some("a - b".to_owned()),
+        tournament: Some(TournamentInput {
+            id: 4,
+            sport: Some("Football".to_owned()),
+            ..TournamentInput::default()
+        }),
+        ..NamesInput::default()
+    };
+    assert!(writer.put_names(1, &names) && !writer.put_names(2, &names));
+    writer.put_bookmaker(3, Some("slug"), None);
     writer.publish();
     let time = |seconds| serde_json::to_value(at(seconds)).expect("JSON");
     assert_eq!(time(0), json!("2025-06-15T15:06:40.123456Z"));
     let expected = json!({
         "event_id": 1,
         "kickoff": time(3600),
+        "name": "a - b", "home_team": null, "away_team": null, "sportradar_id": null,
+        "tournament": {"id": 4, "name": null, "country": null, "sport": "Football"},
+        "bookmakers": {"3": {"slug": "slug", "name": null}},
         "betpawa": {"3": {
             "snapshot_id": 12, "event_id": 1, "bookmaker_id": 3, "captured_at": time(12), "last_confirmed_at": time(60),
             "markets": [
@@ -268,7 +282,7 @@ fn an_event_serialises_to_exactly_these_keys() {
     assert_eq!(serde_json::to_value(&*event).expect("JSON"), expected);
     // Compare the text, too, because a `Value` would hide a key that appears twice.
     let text = serde_json::to_string(&*event).expect("JSON");
-    assert_eq!(text.matches("\"name\"").count(), 3);
+    assert_eq!(text.matches("\"name\"").count(), 6);
     assert_eq!(text.len(), expected.to_string().len());
     let snapshots = serde_json::to_value(event.betpawa()).expect("JSON");
     assert_eq!(snapshots, expected["betpawa"]);

@@ -35,8 +35,10 @@ def create(url: str, events: int, markets: int, feed: bool) -> None:
 
 _HEADS = """
     insert into bookmakers (name, slug) values ('betPawa', 'betpawa');
-    insert into events (sportradar_id, name, home_team, away_team, tournament, kickoff)
-    select 'sr:match:' || 60000000 + n, home || ' - ' || away, home, away, 'Cup',
+    insert into sports (name) values ('Football');
+    insert into tournaments (sport_id, name, country) values (1, 'Premier League', 'England');
+    insert into events (sportradar_id, name, home_team, away_team, tournament_id, kickoff)
+    select 'sr:match:' || 60000000 + n, home || ' - ' || away, home, away, 1,
            date_bin('5 minutes', now + interval '7 days' * pg_temp.u(n, 5), now)
     from (select n, pg_temp.team(n, 1) as home, pg_temp.team(n, 2) as away, now
           from generate_series(1, %(events)s) n, pg_temp.clock) made

@@ -246,7 +246,7 @@ class OddsCache(_native.Cache):
     def on_update(self, callback: Callback) -> Callable[[], None]:
         """Calls `callback(event_ids, source)` for what changes. Returns a function that ends this.
 
-        source: `betpawa` for snapshots of `odds_snapshots` and for kickoffs, else `competitor_events.source`.
+        source: `betpawa` for snapshots of `odds_snapshots`, kickoffs and names, else `competitor_events.source`.
 
         A connected cache calls in a thread of its own. While a callback runs, further ids are gathered
         for the next call. `OddsCache()` calls in the thread that writes. The error of a callback is logged, and the

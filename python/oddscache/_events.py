@@ -33,8 +33,8 @@ _KNOWN = 100_000
 
 
 def by_source(change: _native.Change) -> dict[str, list[int]]:
-    """The ids of a change as callbacks get them. A kickoff that moved counts for the platform's own side."""
-    sources = {BETPAWA: sorted({*change.betpawa, *change.kickoffs})}
+    """The ids of a change as callbacks get them. A moved kickoff and new names count for the platform's side."""
+    sources = {BETPAWA: sorted({*change.betpawa, *change.kickoffs, *change.names})}
     for source, ids in change.competitors.items():
         sources[source] = sorted({*sources.get(source, ()), *ids})
     return {source: ids for source, ids in sources.items() if ids}

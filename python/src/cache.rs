@@ -279,6 +279,11 @@ impl Cache {
         view::kickoff(py, &self.shown(py)?.view, event_id, self.kept.naive_times)
     }
 
+    /// The names of an event, as a dict of its own. `None` if the cache does not hold it.
+    fn names<'py>(&self, event_id: &Bound<'py, PyAny>) -> PyResult<Option<Bound<'py, PyDict>>> {
+        view::names(&self.shown(event_id.py())?.view, event_id)
+    }
+
     /// The latest state, if it was proven current within `max_age` seconds.
     #[pyo3(signature = (max_age = None))]
     fn view(&self, py: Python<'_>, max_age: Option<f64>) -> PyResult<View> {

@@ -125,6 +125,12 @@ impl Change {
         self.change.kickoffs.clone()
     }
 
+    /// Events whose names changed: their own, or those of their tournament or of a bookmaker. Ascending.
+    #[getter]
+    fn names(&self) -> Vec<i64> {
+        self.change.names.clone()
+    }
+
     /// Which committed state of the database was published.
     #[getter]
     fn cut(&self) -> Cut {

@@ -4,6 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use pyo3::{
     exceptions::{PyOverflowError, PyTypeError},
+    intern,
     prelude::*,
     types::{PyDict, PyInt, PyString},
 };
@@ -153,6 +154,40 @@ pub(crate) fn kickoff(
         .transpose()
 }
 
+/// The names of an event as a dict, with the keys of the service's JSON. `None` if the state does not hold the event.
+pub(crate) fn names<'py>(
+    state: &oddscache::State,
+    id: &Bound<'py, PyAny>,
+) -> PyResult<Option<Bound<'py, PyDict>>> {
+    let py = id.py();
+    let Some(event) = event_id(id)?.and_then(|event_id| state.event(event_id)) else {
+        return Ok(None);
+    };
+    let names = PyDict::new(py);
+    names.set_item(intern!(py, "name"), event.name())?;
+    names.set_item(intern!(py, "home_team"), event.home_team())?;
+    names.set_item(intern!(py, "away_team"), event.away_team())?;
+    names.set_item(intern!(py, "sportradar_id"), event.sportradar_id())?;
+    let tournament = event.tournament().map(|tournament| {
+        let names = PyDict::new(py);
+        names.set_item(intern!(py, "id"), tournament.id())?;
+        names.set_item(intern!(py, "name"), tournament.name())?;
+        names.set_item(intern!(py, "country"), tournament.country())?;
+        names.set_item(intern!(py, "sport"), tournament.sport())?;
+        Ok::<_, PyErr>(names)
+    });
+    names.set_item(intern!(py, "tournament"), tournament.transpose()?)?;
+    let bookmakers = PyDict::new(py);
+    for (bookmaker_id, bookmaker) in event.bookmakers() {
+        let names = PyDict::new(py);
+        names.set_item(intern!(py, "slug"), bookmaker.slug())?;
+        names.set_item(intern!(py, "name"), bookmaker.name())?;
+        bookmakers.set_item(bookmaker_id, names)?;
+    }
+    names.set_item(intern!(py, "bookmakers"), bookmakers)?;
+    Ok(Some(names))
+}
+
 impl View {
     pub(crate) fn new(shown: Shown, kept: Arc<Kept>) -> View {
         View { shown, kept }
@@ -201,6 +236,11 @@ impl View {
     /// When an event begins. `None` if the view does not hold it.
     fn kickoff(&self, py: Python<'_>, event_id: &Bound<'_, PyAny>) -> PyResult<Option<Py<PyAny>>> {
         kickoff(py, &self.shown.view, event_id, self.kept.naive_times)
+    }
+
+    /// The names of an event, as a dict of its own. `None` if the view does not hold it.
+    fn names<'py>(&self, event_id: &Bound<'py, PyAny>) -> PyResult<Option<Bound<'py, PyDict>>> {
+        names(&self.shown.view, event_id)
     }
 
     fn __len__(&self) -> usize {

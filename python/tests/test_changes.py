@@ -60,6 +60,10 @@ def test_changes(database: Database, cache: OddsCache, run: Callable[[Main], Non
         third = await take(changes)
         assert (third.event_ids, third.betpawa, third.competitors, third.kickoffs) == ([1], [], {}, [1])
 
+        database.execute("UPDATE events SET name = 'Arsenal - Chelsea' WHERE id = 1")
+        fourth = await take(changes)
+        assert (fourth.event_ids, fourth.betpawa, fourth.kickoffs, fourth.names) == ([1], [], [], [1])
+
         assert first.version < second.version < third.version
         assert first.epoch == second.epoch == third.epoch == cache.epoch
         assert first.cut.as_of < second.cut.as_of < third.cut.as_of

@@ -57,7 +57,13 @@ def expected(view: View, ids: Iterable[int], markets: Iterable[Any] = DEFAULT) -
             continue
         odds = [entry("betpawa", own[key], markets) for key in sorted(own)]
         odds += [entry(source, others[source], markets) for source in sorted(others)]
-        found.append({"event_id": event_id, "kickoff": time_text(view.kickoff(event_id)), "odds": odds})
+        names = view.names(event_id)
+        assert names is not None
+        bookmakers = names.pop("bookmakers")
+        for row in odds:
+            row["bookmaker_slug"] = bookmakers.get(row["bookmaker_id"], {}).get("slug")
+            row["bookmaker_name"] = bookmakers.get(row["bookmaker_id"], {}).get("name")
+        found.append({"event_id": event_id, "kickoff": time_text(view.kickoff(event_id)), **names, "odds": odds})
     return found
 
 

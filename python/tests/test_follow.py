@@ -53,6 +53,31 @@ def test_warm(database: Database) -> None:
     cache.close()
 
 
+def test_names(database: Database) -> None:
+    """The names of an event, its tournament and its bookmakers are those of the tables. A change of an event shows."""
+    database.event(1)
+    database.snapshot(1, 1)
+    database.snapshot(1, 2)
+    database.execute("DELETE FROM bookmakers")
+    database.execute("INSERT INTO bookmakers (id, name, slug) VALUES (1, 'betPawa', 'betpawa')")
+    database.execute("INSERT INTO sports (id, name) VALUES (1, 'Football')")
+    database.execute("INSERT INTO tournaments (id, sport_id, name) VALUES (3, 1, 'Premier League')")
+    database.execute("UPDATE events SET tournament_id = 3, name = 'a - b', home_team = 'a', away_team = 'b' WHERE id = 1")
+    with OddsCache.connect(database.url) as cache:
+        cache.ready(10)
+        names = cache.names(1)
+        assert names
+        assert (names["name"], names["home_team"], names["away_team"]) == ("a - b", "a", "b")
+        assert names["tournament"] == {"id": 3, "name": "Premier League", "country": None, "sport": "Football"}
+        assert names["bookmakers"] == {1: {"slug": "betpawa", "name": "betPawa"}}
+        database.execute("UPDATE events SET tournament_id = NULL, home_team = '\"ä' WHERE id = 1")
+        view = cache.wait_for(database.xid())
+        changed = view.names(1)
+        assert changed
+        assert changed == {**names, "home_team": '"ä', "tournament": None}
+        assert view.names(9) is None and cache.names(10**30) is None
+
+
 def test_every_kind_of_column_value(database: Database, cache: OddsCache) -> None:
     """Columns that hold nulls, wrong JSON or unusual text read as documented, and the cache goes on."""
     database.event(1)

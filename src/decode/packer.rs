@@ -8,8 +8,8 @@ use hashbrown::{HashMap, HashSet};
 use crate::{
     decode::{self, Malformed},
     model::{
-        CachedSnapshot, Interner, MarketKey, MarketsBuilder, Micros, OddsBuffer, PackedMarkets,
-        SnapshotInput, Source, StagedRow,
+        CachedSnapshot, Interner, Lookup, MarketKey, MarketsBuilder, Micros, OddsBuffer,
+        PackedMarkets, SnapshotInput, Source, StagedRow,
     },
 };
 
@@ -28,12 +28,13 @@ pub(crate) struct MarketRow<'a> {
     pub(crate) unavailable_at: Option<Micros>,
 }
 
-/// The interned names, and buffers that are reused.
+/// The interned names, the tournaments and bookmakers, and buffers that are reused.
 #[derive(Debug, Default)]
 pub(crate) struct Packer {
     interner: Interner,
     builder: MarketsBuilder,
     sources: HashSet<Source>,
+    pub(crate) lookup: Lookup,
 }
 
 impl Packer {
@@ -60,11 +61,13 @@ impl Packer {
 
     pub(crate) fn sweep(&mut self) {
         self.interner.sweep();
+        self.lookup.sweep();
     }
 
     pub(crate) fn heap_bytes(&self) -> usize {
         self.interner.heap_bytes()
             + self.builder.heap_bytes()
+            + self.lookup.heap_bytes()
             + self.sources.allocation_size()
             + self.sources.iter().map(Source::heap_bytes).sum::<usize>()
     }

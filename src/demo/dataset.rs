@@ -245,18 +245,22 @@ fn int(number: u32) -> i32 {
     i32::try_from(number).unwrap_or(i32::MAX)
 }
 
-/// The application's own brands in `odds_snapshots`.
+/// The application's own brands in `odds_snapshots`, and sixty tournaments.
 const BOOKMAKERS: &str = "
-    insert into bookmakers (name, slug) values ('betPawa', 'betpawa'), ('betPawa Zambia', 'betpawa-zm')";
+    insert into bookmakers (name, slug) values ('betPawa', 'betpawa'), ('betPawa Zambia', 'betpawa-zm');
+    insert into sports (name) values ('Football');
+    insert into tournaments (sport_id, name, country)
+    select 1, name, country
+    from unnest('{Premier League,Championship,Cup,Super League,First Division,Second Division}'::text[]) name,
+         unnest('{Ghana,Nigeria,Kenya,Zambia,Uganda,England,Spain,Italy,Portugal,Sweden}'::text[]) country
+    order by country, name";
 
 /// $1: past events, $2: all. Of the past ones, the first three tenths kicked off over a month ago, the next tenth three
 /// weeks ago, the others within a week. Upcoming events kick off between an hour ago and a week from now.
 const EVENTS: &str = "
-    insert into events (sportradar_id, name, home_team, away_team, tournament, kickoff, created_at)
+    insert into events (sportradar_id, name, home_team, away_team, tournament_id, kickoff, created_at)
     select 'sr:match:' || 60000000 + n, home || ' - ' || away, home, away,
-           pg_temp.pick('{Premier League,Championship,Cup,Super League,First Division,Second Division}', n, 3)
-           || ', ' || pg_temp.pick('{Ghana,Nigeria,Kenya,Zambia,Uganda,England,Spain,Italy,Portugal,Sweden}', n, 4),
-           kickoff, kickoff - interval '10 days'
+           1 + floor(pg_temp.u(n, 3) * 60)::int, kickoff, kickoff - interval '10 days'
     from (
         select n, pg_temp.team(n, 1) as home, pg_temp.team(n, 2) as away,
                case

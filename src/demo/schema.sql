@@ -9,13 +9,25 @@ create table bookmakers (
     slug varchar(50)  not null unique
 );
 
+create table sports (
+    id   serial primary key,
+    name varchar(100) not null
+);
+
+create table tournaments (
+    id       serial primary key,
+    sport_id int references sports (id),
+    name     varchar(255) not null,
+    country  varchar(100)
+);
+
 create table events (
     id            serial primary key,
     sportradar_id varchar(50)  not null unique,
     name          varchar(255) not null,
     home_team     varchar(100) not null,
     away_team     varchar(100) not null,
-    tournament    varchar(255) not null default '',
+    tournament_id int references tournaments (id),
     kickoff       timestamp    not null,
     created_at    timestamp    not null default (now() at time zone 'UTC')
 );

@@ -23,8 +23,11 @@ use write::{Before, Fragment, Inline, write_entry, write_event, write_markets};
 /// of every snapshot.
 ///
 /// ```json
-/// [{"event_id":7,"kickoff":"2026-01-01T18:00:00Z","odds":[
-///   {"bookmaker":"betpawa","bookmaker_id":1,"last_confirmed_at":"2026-01-01T12:00:00Z","markets":[
+/// [{"event_id":7,"kickoff":"2026-01-01T18:00:00Z","name":"Arsenal - Chelsea","home_team":"Arsenal",
+///   "away_team":"Chelsea","sportradar_id":"sr:match:1",
+///   "tournament":{"id":3,"name":"Premier League","country":"England","sport":"Football"},"odds":[
+///   {"bookmaker":"betpawa","bookmaker_id":1,"bookmaker_slug":"betpawa","bookmaker_name":"betPawa",
+///     "last_confirmed_at":"2026-01-01T12:00:00Z","markets":[
 ///     {"betpawa_market_id":"3743","betpawa_market_name":"1X2","line":null,"margin":4.42,"outcomes":[
 ///       {"name":"1","odds":2.1,"is_active":true}],"available":true,"unavailable_since":null}]}]}]
 /// ```
@@ -32,6 +35,8 @@ use write::{Before, Fragment, Inline, write_entry, write_event, write_markets};
 /// The real list has no line breaks.
 /// - `odds` lists the snapshots of `odds_snapshots` by bookmaker, then the competitors' by source. A competitor has its
 ///   source as `bookmaker`, and 0 as `bookmaker_id`.
+/// - Names are those of [`CachedEvent::name`] and [`CachedEvent::tournament`], and those of the bookmaker's row in
+///   `bookmakers`. Unknown names are null.
 /// - `markets` are ordered by row id.
 /// - `margin` is the bookmaker's margin in per cent: `(sum(1 / odds) - 1) * 100`, rounded to two digits. It is null if
 ///   there is no outcome, or one without odds above 0.
@@ -79,7 +84,7 @@ pub struct EventList {
 /// writer.publish();
 /// let (inline, mut out) = (InlineMarkets::new([("3743", None)]), Vec::new());
 /// inline.write_event(cache.view().event(7).expect("published"), &mut out);
-/// assert!(out.starts_with(br#"{"event_id":7,"kickoff":"1970-01-01T00:00:00Z","odds":[{"bookmaker":"betpawa""#));
+/// assert!(out.starts_with(br#"{"event_id":7,"kickoff":"1970-01-01T00:00:00Z","name":null"#));
 /// ```
 #[derive(Debug, Clone)]
 pub struct InlineMarkets(Arc<[Inline]>);

@@ -5,7 +5,7 @@ use std::ops::Range;
 use chrono::{DateTime, Datelike, Timelike, Utc};
 use serde::Serialize;
 
-use crate::model::{CachedEvent, CachedMarket, CachedSnapshot};
+use crate::model::{Bookmaker, CachedEvent, CachedMarket, CachedSnapshot, Tournament};
 
 /// Which markets the list shows.
 #[derive(Debug)]
@@ -66,6 +66,20 @@ pub(super) fn write_event(
     json(out, &event.event_id());
     out.extend_from_slice(b",\"kickoff\":");
     write_time(out, event.kickoff());
+    for (key, name) in [
+        (&b",\"name\":"[..], event.name()),
+        (b",\"home_team\":", event.home_team()),
+        (b",\"away_team\":", event.away_team()),
+        (b",\"sportradar_id\":", event.sportradar_id()),
+    ] {
+        out.extend_from_slice(key);
+        optional(out, name);
+    }
+    out.extend_from_slice(b",\"tournament\":");
+    match event.tournament() {
+        Some(tournament) => write_tournament(out, tournament),
+        None => out.extend_from_slice(b"null"),
+    }
     out.extend_from_slice(b",\"odds\":[");
     let own = event
         .betpawa()
@@ -86,6 +100,11 @@ pub(super) fn write_event(
         text(out, bookmaker);
         out.extend_from_slice(b",\"bookmaker_id\":");
         json(out, &snapshot.bookmaker_id());
+        let known = event.bookmaker(snapshot.bookmaker_id());
+        out.extend_from_slice(b",\"bookmaker_slug\":");
+        optional(out, known.and_then(Bookmaker::slug));
+        out.extend_from_slice(b",\"bookmaker_name\":");
+        optional(out, known.and_then(Bookmaker::name));
         // Times stand outside of `markets`, whose bytes are copied as long as only times change (L3).
         out.extend_from_slice(b",\"last_confirmed_at\":");
         write_time(out, Some(snapshot.last_confirmed_at()));
@@ -94,6 +113,20 @@ pub(super) fn write_event(
         out.push(b'}');
     }
     out.extend_from_slice(b"]}");
+}
+
+fn write_tournament(out: &mut Vec<u8>, tournament: &Tournament) {
+    out.extend_from_slice(b"{\"id\":");
+    json(out, &tournament.id());
+    for (key, name) in [
+        (&b",\"name\":"[..], tournament.name()),
+        (b",\"country\":", tournament.country()),
+        (b",\"sport\":", tournament.sport()),
+    ] {
+        out.extend_from_slice(key);
+        optional(out, name);
+    }
+    out.push(b'}');
 }
 
 /// Appends an event with all its snapshots to `out`, and the place of each snapshot's markets to `fragments`. Copies
@@ -203,6 +236,13 @@ fn text(out: &mut Vec<u8>, text: &str) {
         out.push(b'"');
     } else {
         json(out, text);
+    }
+}
+
+fn optional(out: &mut Vec<u8>, name: Option<&str>) {
+    match name {
+        Some(name) => text(out, name),
+        None => out.extend_from_slice(b"null"),
     }
 }
 

@@ -1,5 +1,6 @@
 use std::{
     borrow::Borrow,
+    collections::BTreeMap,
     fmt,
     mem::size_of,
     sync::{Arc, OnceLock},
@@ -8,7 +9,13 @@ use std::{
 use chrono::{DateTime, Utc};
 use serde::{Serialize, Serializer, ser::SerializeStruct};
 
-use super::{digest::Content, market::ARC_HEADER, snapshot::CachedSnapshot, time::Micros};
+use super::{
+    digest::{Content, halves},
+    market::ARC_HEADER,
+    names::{Bookmaker, Bookmakers, EventHeader, EventNames, Tournament},
+    snapshot::CachedSnapshot,
+    time::Micros,
+};
 
 /// An event with the latest snapshot of each bookmaker and each competitor. It never changes and holds at least one
 /// snapshot.
@@ -16,25 +23,55 @@ use super::{digest::Content, market::ARC_HEADER, snapshot::CachedSnapshot, time:
 pub struct CachedEvent {
     pub(crate) event_id: i64,
     pub(crate) kickoff: Option<Micros>,
+    pub(crate) names: EventNames,
+    pub(crate) tournament: Option<Arc<Tournament>>,
+    /// The rows of `bookmakers`, also of those without a snapshot here. All events share them. Events that an exchange
+    /// of the rows did not change keep the old ones.
+    bookmakers: Option<Arc<Bookmakers>>,
     pub(crate) betpawa: BetpawaSnapshots,
     pub(crate) competitors: CompetitorSnapshots,
-    /// Set by the first [`CachedEvent::digest`].
-    digest: OnceLock<u128>,
+    /// Set by the first [`CachedEvent::digest`]. In two halves: a `u128` would pad each event to a multiple of 16 bytes.
+    digest: OnceLock<[u64; 2]>,
 }
 
 impl CachedEvent {
     pub(crate) fn new(
         event_id: i64,
-        kickoff: Option<Micros>,
+        header: impl Into<EventHeader>,
         betpawa: BetpawaSnapshots,
         competitors: CompetitorSnapshots,
     ) -> CachedEvent {
+        let EventHeader {
+            kickoff,
+            names,
+            tournament,
+        } = header.into();
         CachedEvent {
             event_id,
             kickoff,
+            names,
+            tournament,
+            bookmakers: None,
             betpawa,
             competitors,
             digest: OnceLock::new(),
+        }
+    }
+
+    /// The same event with these rows of `bookmakers`.
+    pub(crate) fn with_bookmakers(self, bookmakers: Option<&Arc<Bookmakers>>) -> CachedEvent {
+        CachedEvent {
+            bookmakers: bookmakers.cloned(),
+            ..self
+        }
+    }
+
+    /// All but the snapshots. Counts references.
+    pub(crate) fn header(&self) -> EventHeader {
+        EventHeader {
+            kickoff: self.kickoff,
+            names: self.names.clone(),
+            tournament: self.tournament.clone(),
         }
     }
 
@@ -47,6 +84,66 @@ impl CachedEvent {
     /// if a [`Writer`](crate::writer::Writer) gave none.
     pub fn kickoff(&self) -> Option<DateTime<Utc>> {
         self.kickoff.map(Micros::to_utc)
+    }
+
+    /// `events.name`, such as "Arsenal - Chelsea": at most its first 255 characters. It belongs to the same committed
+    /// state as the kickoff. `None` if it is null, or if the table has no such column. Allocates nothing.
+    pub fn name(&self) -> Option<&str> {
+        self.names.columns()[0]
+    }
+
+    /// `events.home_team`; see [`CachedEvent::name`].
+    pub fn home_team(&self) -> Option<&str> {
+        self.names.columns()[1]
+    }
+
+    /// `events.away_team`; see [`CachedEvent::name`].
+    pub fn away_team(&self) -> Option<&str> {
+        self.names.columns()[2]
+    }
+
+    /// `events.sportradar_id`, by which other systems know the event; see [`CachedEvent::name`].
+    pub fn sportradar_id(&self) -> Option<&str> {
+        self.names.columns()[3]
+    }
+
+    /// The tournament that `events.tournament_id` names. `None` if that is null, or if the table has no such column.
+    ///
+    /// The id belongs to the same committed state as the kickoff. The names may be older by up to a minute while the
+    /// database can be read: no trigger logs changes of `tournaments` and `sports`, so a follower reads them again
+    /// twice a minute. Without these tables, or without the right to read them, the tournament has no names. Allocates
+    /// nothing.
+    pub fn tournament(&self) -> Option<&Tournament> {
+        self.tournament.as_deref()
+    }
+
+    /// The row of `bookmakers` with this id. It may be older than the event by up to a minute, as the names of a
+    /// [`CachedEvent::tournament`]. `None` if there is none, or if the follower may not read the table. Allocates
+    /// nothing.
+    pub fn bookmaker(&self, bookmaker_id: i64) -> Option<&Bookmaker> {
+        self.bookmakers.as_ref()?.get(&bookmaker_id)
+    }
+
+    /// The rows of `bookmakers` of those bookmakers that have a snapshot here, by id. Bookmakers without a row are
+    /// missing. Allocates the map; see [`CachedEvent::bookmaker`].
+    pub fn bookmakers(&self) -> BTreeMap<i64, &Bookmaker> {
+        let ids = self.betpawa.iter().map(|(id, _)| id);
+        ids.filter_map(|id| Some((id, self.bookmaker(id)?)))
+            .collect()
+    }
+
+    /// Whether both events show the same names, also of each bookmaker that has a snapshot in both.
+    pub(crate) fn same_names(&self, other: &CachedEvent) -> bool {
+        let are_shared = match (&self.bookmakers, &other.bookmakers) {
+            (Some(own), Some(others)) => Arc::ptr_eq(own, others),
+            (own, others) => own.is_none() && others.is_none(),
+        };
+        self.names == other.names
+            && self.tournament == other.tournament
+            && (are_shared
+                || self.betpawa.iter().all(|(id, _)| {
+                    other.betpawa.get(id).is_none() || self.bookmaker(id) == other.bookmaker(id)
+                }))
     }
 
     /// The latest snapshots of `odds_snapshots`, by bookmaker. Borrows.
@@ -62,9 +159,9 @@ impl CachedEvent {
     /// The digest of all that the event shows. Equal events have equal digests in every process. Computed by the first
     /// call only, because a draft replaces many events before anyone asks.
     pub(crate) fn digest(&self) -> u128 {
-        *self.digest.get_or_init(|| {
+        let [low, high] = *self.digest.get_or_init(|| {
             let snapshots = self.betpawa.len() + self.competitors.len();
-            let mut content = Content::with_capacity(64 + 96 * snapshots);
+            let mut content = Content::with_capacity(256 + 128 * snapshots);
             let kickoff = self.kickoff.map(|Micros(kickoff)| kickoff.cast_unsigned());
             content.numbers([
                 self.event_id.cast_unsigned(),
@@ -72,27 +169,40 @@ impl CachedEvent {
                 kickoff.unwrap_or_default(),
                 self.betpawa.len() as u64,
             ]);
-            for (_, snapshot) in self.betpawa.iter() {
+            for column in self.names.columns() {
+                content.text(column);
+            }
+            let tournament = self.tournament.as_deref();
+            content.optional(tournament.map(|tournament| tournament.id().cast_unsigned()));
+            for column in tournament.map(Tournament::columns).unwrap_or_default() {
+                content.text(column);
+            }
+            for (bookmaker_id, snapshot) in self.betpawa.iter() {
+                let bookmaker = self.bookmaker(bookmaker_id);
+                content.text(bookmaker.and_then(Bookmaker::slug));
+                content.text(bookmaker.and_then(Bookmaker::name));
                 snapshot.write_content(&mut content);
             }
             for (source, snapshot) in self.competitors.iter() {
                 content.text(Some(source.as_str()));
                 snapshot.write_content(&mut content);
             }
-            content.digest()
-        })
+            halves(content.digest())
+        });
+        u128::from(high) << 64 | u128::from(low)
     }
 
     /// Whether both events hold the same. Both must use the same interner.
     pub(crate) fn same(&self, other: &CachedEvent) -> bool {
         self.event_id == other.event_id
             && self.kickoff == other.kickoff
+            && self.same_names(other)
             && self.betpawa.same(&other.betpawa)
             && self.competitors.same(&other.competitors)
     }
 
     /// Whether replacing `other` by this event leaves all totals and the snapshot index unchanged. That holds if both
-    /// show the same snapshot ids with the same packed markets.
+    /// show the same snapshot ids with the same packed markets, and their names take the same memory.
     pub(crate) fn counts_as(&self, other: &CachedEvent) -> bool {
         let sizes = |event: &CachedEvent| (event.betpawa.len(), event.competitors.len());
         let pair = |(a, b): (&CachedSnapshot, &CachedSnapshot)| {
@@ -101,7 +211,9 @@ impl CachedEvent {
                 // Times do not enter the totals, except that a missing `captured_at` counts as a malformed row.
                 && (a.captured_at == Micros::UNKNOWN) == (b.captured_at == Micros::UNKNOWN)
         };
-        sizes(self) == sizes(other) && self.snapshots().zip(other.snapshots()).all(pair)
+        sizes(self) == sizes(other)
+            && self.names.heap_bytes() == other.names.heap_bytes()
+            && self.snapshots().zip(other.snapshots()).all(pair)
     }
 
     pub(crate) fn snapshots(&self) -> impl Iterator<Item = &CachedSnapshot> {
@@ -116,6 +228,7 @@ impl CachedEvent {
     pub(crate) fn heap_bytes(&self) -> usize {
         ARC_HEADER
             + size_of::<CachedEvent>()
+            + self.names.heap_bytes()
             + slice_bytes(&self.betpawa.0)
             + slice_bytes(&self.competitors.0)
             + self
@@ -134,12 +247,22 @@ fn slice_bytes<T>(slice: &Arc<[T]>) -> usize {
     }
 }
 
-/// `{"event_id":1,"kickoff":"...Z","betpawa":{"<bookmaker_id>":{snapshot}},"competitors":{"<source>":{snapshot}}}`
+/// `{"event_id":1,"kickoff":"...Z","name":"...","home_team":"...","away_team":"...","sportradar_id":"...",
+/// "tournament":{"id":1,"name":"...","country":"...","sport":"..."},"bookmakers":{"<id>":{"slug":"...","name":"..."}},
+/// "betpawa":{"<bookmaker_id>":{snapshot}},"competitors":{"<source>":{snapshot}}}`. Unknown names are null, and unknown
+/// bookmakers are missing.
 impl Serialize for CachedEvent {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut fields = serializer.serialize_struct("CachedEvent", 4)?;
+        let mut fields = serializer.serialize_struct("CachedEvent", 10)?;
+        let [name, home_team, away_team, sportradar_id] = self.names.columns();
         fields.serialize_field("event_id", &self.event_id)?;
         fields.serialize_field("kickoff", &self.kickoff())?;
+        fields.serialize_field("name", &name)?;
+        fields.serialize_field("home_team", &home_team)?;
+        fields.serialize_field("away_team", &away_team)?;
+        fields.serialize_field("sportradar_id", &sportradar_id)?;
+        fields.serialize_field("tournament", &self.tournament())?;
+        fields.serialize_field("bookmakers", &self.bookmakers())?;
         fields.serialize_field("betpawa", &self.betpawa)?;
         fields.serialize_field("competitors", &self.competitors)?;
         fields.end()

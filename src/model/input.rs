@@ -5,6 +5,7 @@ use serde_json::{Map, Value};
 use super::{
     interner::Interner,
     market::MarketKey,
+    names::{EventNames, Tournament},
     packed::{MarketsBuilder, StagedRow},
     snapshot::CachedSnapshot,
     time::Micros,
@@ -27,6 +28,56 @@ pub struct SnapshotInput {
     pub last_confirmed_at: Option<DateTime<Utc>>,
     /// The markets, in the order in which readers are to see them.
     pub markets: Vec<MarketInput>,
+}
+
+/// The names of an event for [`Writer`](crate::writer::Writer) to put into a cache. It has the fields of
+/// [`CachedEvent`](crate::model::CachedEvent) and deserialises from the JSON of one. What is missing there is `None`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct NamesInput {
+    /// What the event is called. Of this and the other texts the first 255 characters are held.
+    pub name: Option<String>,
+    /// The home side.
+    pub home_team: Option<String>,
+    /// The away side.
+    pub away_team: Option<String>,
+    /// The id by which other systems know the event.
+    pub sportradar_id: Option<String>,
+    /// The tournament that the event belongs to. All events of a tournament show the names that were put last.
+    pub tournament: Option<TournamentInput>,
+}
+
+/// The tournament of a [`NamesInput`].
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct TournamentInput {
+    /// The tournament's id. Tournaments of one id are the same.
+    pub id: i64,
+    /// What it is called.
+    pub name: Option<String>,
+    /// Where it takes place.
+    pub country: Option<String>,
+    /// The name of its sport.
+    pub sport: Option<String>,
+}
+
+impl NamesInput {
+    pub(crate) fn names(&self) -> EventNames {
+        let columns = [
+            &self.name,
+            &self.home_team,
+            &self.away_team,
+            &self.sportradar_id,
+        ];
+        EventNames::new(columns.map(Option::as_deref))
+    }
+}
+
+impl TournamentInput {
+    pub(crate) fn tournament(&self) -> Tournament {
+        let columns = [&self.name, &self.country, &self.sport];
+        Tournament::new(self.id, columns.map(Option::as_deref))
+    }
 }
 
 /// A market of a [`SnapshotInput`]. It owns what [`CachedMarket`](crate::model::CachedMarket) borrows.

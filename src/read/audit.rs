@@ -6,7 +6,7 @@
 //!
 //! | pass | what it compares | of which events |
 //! |---|---|---|
-//! | headers | kickoffs, and the ids and times of the latest snapshots | all |
+//! | headers | kickoffs and names, and the ids and times of the latest snapshots | all |
 //! | likely | markets | as many as it can in seven cycles, the likeliest first: changed lately, or near their kickoff |
 //! | full | everything | all |
 //!
@@ -16,7 +16,7 @@
 //! - U1: A full pass compares everything of every event that was in the window or held when the pass began, and that did
 //!   not leave since. [`Audit::passes`] says how long the last one took.
 //! - U2: Over time the audit takes at most the budgeted share of the time, whether its steps succeed or fail.
-//! - U3: A pass over headers compares the kickoff of each such event. It compares the row of each snapshot that is held.
+//! - U3: A pass over headers compares the kickoff and the names of each such event. It compares the row of each snapshot that is held.
 //!   If an event is in the window but not held, or linked to a competitor event of whose source it holds no snapshot, it
 //!   reads all headers of the event. And it compares every snapshot whose id is greater than all ids were when the pass
 //!   before the last one began. So it misses one thing, which the full pass finds: an older row that was inserted
@@ -565,7 +565,9 @@ pub(crate) struct Mismatch {
     pub(crate) what: String,
 }
 
-/// What differs if the cache holds an event that is not in the window.
+/// What differs. [`GONE`]: the cache holds an event that is not in the window.
+pub(crate) const KICKOFF: &str = "kickoff";
+pub(crate) const NAMES: &str = "names";
 pub(crate) const GONE: &str = "the cache has it, the database does not";
 
 impl Mismatch {
@@ -598,7 +600,10 @@ fn difference(held: Option<&CachedEvent>, read: Option<&CachedEvent>) -> Option<
         return None;
     }
     if held.kickoff != read.kickoff {
-        return Some("kickoff".to_owned());
+        return Some(KICKOFF.to_owned());
+    }
+    if !held.same_names(read) {
+        return Some(NAMES.to_owned());
     }
     let snapshot = |side: &dyn fmt::Display, held: Option<&_>, read: Option<&_>| {
         let (held, read): (

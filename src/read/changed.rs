@@ -7,7 +7,8 @@
 //! # Invariants
 //! - G1: Extra rows are ignored; missing rows are fetched in a second query. The plan is the same as if each query had
 //!   waited for the answers before it.
-//! - G2: The kickoff of a held event is still the one held, unless a log row names the event. So it is not read again.
+//! - G2: The kickoff and the names of a held event are still those held, unless a log row names the event. So they are
+//!   not read again.
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
@@ -27,7 +28,7 @@ use crate::{
         keys::Keys,
         parallel,
         plan::{Plan, Scope},
-        rows::{Reader, Side, SnapshotHeaders, note_kickoff},
+        rows::{EventRow, Reader, Side, SnapshotHeaders, note_kickoff},
         source::Source,
         transaction::ReadStart,
         unreadable::Search,
@@ -139,8 +140,8 @@ async fn complete(
         let mut events = Vec::new();
         for id in scope.events.difference(&request.events) {
             match known_kickoff(draft, change_set, *id) {
-                Some(kickoff) if kickoff > window_start => {
-                    headers.kickoffs.insert(*id, kickoff);
+                Some(known) if known.kickoff > window_start => {
+                    headers.kickoffs.insert(*id, known);
                 }
                 Some(_) => {}
                 None => events.push(*id),
@@ -187,11 +188,11 @@ async fn complete(
     Ok(scope)
 }
 
-/// The kickoff of a held event that no log row names (G2).
-fn known_kickoff(draft: &Draft, change_set: &ChangeSet, event_id: i64) -> Option<Micros> {
+/// The kickoff and names of a held event that no log row names (G2).
+fn known_kickoff(draft: &Draft, change_set: &ChangeSet, event_id: i64) -> Option<EventRow> {
     match change_set.events.contains(event_id) {
         true => None,
-        false => draft.event(event_id)?.kickoff,
+        false => EventRow::held(draft.event(event_id)?),
     }
 }
 
@@ -212,8 +213,8 @@ struct Request {
     competitor_markets: Vec<i64>,
 }
 
-/// Ids of the events to which competitor events are linked, with the kickoffs of those in the window.
-type Linked = Vec<(i64, Option<Micros>)>;
+/// Ids of the events to which competitor events are linked, with the kickoffs and names of those in the window.
+type Linked = Vec<(i64, Option<EventRow>)>;
 
 impl Request {
     /// Reads all of it in one round trip. Returns the linked events, the headers, and the market rows of both sides.

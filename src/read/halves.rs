@@ -10,7 +10,7 @@ use crate::{
     model::{Micros, PackedMarkets},
     postgres::statement::{Answer, Arg, Statement},
     read::{
-        rows::{EVENTS, MARKETS, Reader, Side, kickoffs, latest},
+        rows::{EVENTS, EventRow, MARKETS, Reader, Side, kickoffs, latest},
         unreadable::Search,
     },
     sql::Table,
@@ -89,13 +89,13 @@ impl Reader<'_> {
         Ok(found)
     }
 
-    /// The kickoffs of all events in the window, except those whose row cannot be read. Halves ranges of ids, because
+    /// The kickoffs and names of all events in the window, except those whose row cannot be read. Halves ranges of ids, because
     /// it does not know the ids.
     pub(super) async fn kickoffs_by_halves(
         &self,
         search: &Search,
         window_start: Micros,
-    ) -> Result<HashMap<i64, Micros>, Error> {
+    ) -> Result<HashMap<i64, EventRow>, Error> {
         let (mut found, mut left) = (HashMap::new(), vec![(i64::MIN, i64::MAX)]);
         while let Some((first, last)) = left.pop() {
             let range = [first, last];

@@ -17,6 +17,7 @@ pub(crate) mod continuity;
 pub(crate) mod fingerprint;
 mod halves;
 pub(crate) mod keys;
+pub(crate) mod lookup;
 pub(crate) mod parallel;
 pub(crate) mod partitions;
 pub(crate) mod plan;
@@ -58,6 +59,7 @@ use crate::{
         changed::{Newest, PlanMarkets},
         continuity::{Doubt, Evidence},
         fingerprint::Watched,
+        lookup::LookupState,
         partitions::{Partitions, Touched},
         plan::Plan,
         preflight::Feed,
@@ -85,6 +87,7 @@ pub(crate) struct ReadState {
     evidence: Evidence,
     /// When the draft equalled the database: at the last read, or earlier if changes since then may not have been logged.
     whole_at: Since,
+    lookup: LookupState,
     /// Set after a lost connection, until a read has proven continuity ([`continuity`]).
     unproven: bool,
     /// Set if the next read must read everything; says why.
@@ -320,9 +323,14 @@ pub(crate) async fn everything(
     if let Some(prepared) = prepared {
         schema.prepare(source, prepared, cursor.is_some()).await?;
     }
+    let lookup = LookupState::read(source, None, draft, plan.tournament_ids());
+    let (lookup, named) = Box::pin(lookup).await?;
     end(source.client, None, Some(&schema.watched)).await?;
 
     // The rest cannot fail and has no await, so it happens whole or not at all (R2).
+    if let Some(named) = named {
+        named.apply(draft);
+    }
     let snapshots_read = packed_markets.apply(plan, draft);
     let unreadable_rows_found = note_unreadable(unreadable, search, draft, |_| true);
     let done = Done {
@@ -341,6 +349,7 @@ pub(crate) async fn everything(
         newest,
         evidence,
         whole_at,
+        lookup,
         unproven: false,
         reload: None,
     };
@@ -692,6 +701,7 @@ async fn read_rows(
     }
     let row_counters = RowCounters::default();
     let for_audit = step.is_some();
+    let is_resync = matches!(step, Some(audit::Step::Resync(_)));
     let rows = Rows::read(
         source,
         prepared,
@@ -703,12 +713,25 @@ async fn read_rows(
         (&row_counters, search.as_ref()),
     );
     let rows = Box::pin(rows).await?;
+    let plan = rows.part.iter().map(|(plan, _)| plan);
+    let tournament_ids = || plan.clone().flat_map(Plan::tournament_ids);
+    let is_due = is_resync || state.lookup.is_due(source.config, draft, tournament_ids());
+    let (lookup, named) = match is_due {
+        true => {
+            let read = LookupState::read(source, Some(&state.lookup), draft, tournament_ids());
+            Box::pin(read).await?
+        }
+        false => (state.lookup.clone(), None),
+    };
     let watched = rows.any().then_some(&tables.watched);
     end(source.client, rows.prepared, watched).await?;
 
     // The rest cannot fail and has no await, so draft and cursor change together (R2).
     let read_at = Instant::now();
     let has_changes = rows.part.is_some();
+    if let Some(named) = named {
+        named.apply(draft);
+    }
     let snapshots_read = rows.part.map_or(0, |(plan, packed_markets)| {
         packed_markets.apply(plan, draft)
     });
@@ -758,6 +781,7 @@ async fn read_rows(
         state.reload = None;
     }
     state.newest = rows.newest;
+    state.lookup = lookup;
     match evidence {
         Some(evidence) => state.evidence = evidence,
         None => state.evidence.read(changed.entries),

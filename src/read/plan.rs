@@ -18,13 +18,12 @@ use hashbrown::HashMap;
 use crate::{
     decode::packer::{MarketCollector, Packer},
     model::{
-        BetpawaSnapshots, CachedEvent, CachedSnapshot, CompetitorSnapshots, Micros, PackedMarkets,
-        Source,
+        BetpawaSnapshots, CachedEvent, CachedSnapshot, CompetitorSnapshots, PackedMarkets, Source,
     },
     read::{
         change_log::ChangeSet,
         keys::Keys,
-        rows::{SnapshotHeader, SnapshotHeaders},
+        rows::{EventRow, SnapshotHeader, SnapshotHeaders},
         unreadable::Kept,
     },
     store::draft::Draft,
@@ -97,7 +96,7 @@ impl Scope {
         &mut self,
         draft: &Draft,
         change_set: &ChangeSet,
-        window: &HashMap<i64, Micros>,
+        window: &HashMap<i64, EventRow>,
     ) {
         let all = || draft.ids_in(..).chain(window.keys().copied());
         if change_set.events.is_all() {
@@ -124,7 +123,7 @@ impl Scope {
 
     /// Narrows the sides to the events in the window, which are the keys of `kickoffs`. Adds both sides of those that
     /// are not held yet (A3).
-    pub(crate) fn narrow(&mut self, draft: &Draft, kickoffs: &HashMap<i64, Micros>) {
+    pub(crate) fn narrow(&mut self, draft: &Draft, kickoffs: &HashMap<i64, EventRow>) {
         let new = kickoffs
             .keys()
             .copied()
@@ -148,8 +147,8 @@ struct Planned<K> {
 #[derive(Debug, Default)]
 pub(crate) struct Plan {
     scope: Scope,
-    /// The kickoffs of the events in the window. An event of the scope that is missing here is removed.
-    kickoffs: HashMap<i64, Micros>,
+    /// The kickoffs and names of the events in the window. An event of the scope that is missing here is removed.
+    kickoffs: HashMap<i64, EventRow>,
     /// Ascending by event; those of one event in the order of the answer.
     betpawa: Vec<Planned<i64>>,
     competitors: Vec<Planned<Source>>,
@@ -233,8 +232,13 @@ impl Plan {
                 true => event.competitors.clone(),
                 false => CompetitorSnapshots::default(),
             };
-            draft.set(*id, event.kickoff, betpawa, competitors);
+            draft.set(*id, event.header(), betpawa, competitors);
         }
+    }
+
+    /// The ids of the tournaments that the events of the plan name.
+    pub(crate) fn tournament_ids(&self) -> impl Iterator<Item = i64> {
+        self.kickoffs.values().filter_map(|row| row.tournament_id)
     }
 
     /// How many snapshots' markets must be read, at most.
@@ -273,7 +277,7 @@ impl Plan {
         let (mut betpawa_read, mut competitors_read) = (Vec::new(), Vec::new());
         for event_id in std::mem::take(&mut self.scope.events) {
             // The event was deleted, or is outside the window.
-            let Some(kickoff) = self.kickoffs.get(&event_id).copied() else {
+            let Some(row) = self.kickoffs.remove(&event_id) else {
                 draft.remove(event_id);
                 continue;
             };
@@ -302,7 +306,8 @@ impl Plan {
                     .map(|event| event.competitors.clone())
                     .unwrap_or_default()
             };
-            draft.set(event_id, Some(kickoff), betpawa, competitors);
+            let header = row.header(&mut draft.packer);
+            draft.set(event_id, header, betpawa, competitors);
         }
     }
 }

@@ -26,7 +26,7 @@ use crate::{
     decode::packer::{MarketCollector, MarketRow, Packer},
     error::Error,
     metrics::progress::Progress,
-    model::{Micros, PackedMarkets, Source},
+    model::{CachedEvent, EventHeader, EventNames, Micros, PackedMarkets, Source, Tournament},
     postgres::{
         connection::within,
         statement::{Answer, Arg, Prepared, Statement},
@@ -125,11 +125,40 @@ impl CompetitorRow {
 /// A snapshot's id, its event, and its bookmaker id or source. The last two are `None` where a row has none.
 pub(crate) type NewSnapshot<K> = (i64, (Option<i64>, Option<K>));
 
+/// A row of `events`. Of two rows of one event the greater one counts, which has the later kickoff.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct EventRow {
+    pub(crate) kickoff: Micros,
+    pub(crate) names: EventNames,
+    pub(crate) tournament_id: Option<i64>,
+}
+
+impl EventRow {
+    /// The row that a held event shows. `None` if its kickoff is not known.
+    pub(crate) fn held(event: &CachedEvent) -> Option<EventRow> {
+        Some(EventRow {
+            kickoff: event.kickoff?,
+            names: event.names.clone(),
+            tournament_id: event.tournament().map(Tournament::id),
+        })
+    }
+
+    /// The same with the shared tournament.
+    pub(crate) fn header(self, packer: &mut Packer) -> EventHeader {
+        let lookup = &mut packer.lookup;
+        EventHeader {
+            kickoff: Some(self.kickoff),
+            names: self.names,
+            tournament: self.tournament_id.map(|id| lookup.tournament(id)),
+        }
+    }
+}
+
 /// The events and the headers of their latest snapshots, as a read found them.
 #[derive(Debug, Default)]
 pub(crate) struct SnapshotHeaders {
-    /// The kickoffs of those requested events that are in the window.
-    pub(crate) kickoffs: HashMap<i64, Micros>,
+    /// The kickoffs and names of those requested events that are in the window.
+    pub(crate) kickoffs: HashMap<i64, EventRow>,
     pub(crate) betpawa: Vec<SnapshotHeader<i64>>,
     pub(crate) competitors: Vec<SnapshotHeader<Source>>,
 }
@@ -269,11 +298,11 @@ impl Reader<'_> {
             .await
     }
 
-    /// The kickoffs of all events in the window.
+    /// The kickoffs and names of all events in the window.
     pub(crate) async fn all_kickoffs(
         &self,
         window_start: Micros,
-    ) -> Result<HashMap<i64, Micros>, Error> {
+    ) -> Result<HashMap<i64, EventRow>, Error> {
         if let Some(search) = self.search {
             return self.kickoffs_by_halves(search, window_start).await;
         }
@@ -283,12 +312,12 @@ impl Reader<'_> {
         Ok(latest(kickoffs))
     }
 
-    /// The kickoffs of those given events that are in the window.
+    /// The kickoffs and names of those given events that are in the window.
     pub(crate) async fn kickoffs(
         &self,
         window_start: Micros,
         event_ids: &[i64],
-    ) -> Result<HashMap<i64, Micros>, Error> {
+    ) -> Result<HashMap<i64, EventRow>, Error> {
         if event_ids.is_empty() {
             return Ok(HashMap::new());
         }
@@ -461,24 +490,19 @@ impl Reader<'_> {
             .await
     }
 
-    /// The events to which the given competitor events are linked, with the kickoffs of those in the window.
+    /// The events to which the given competitor events are linked, with the kickoffs and names of those in the window.
     pub(crate) async fn linked_events(
         &self,
         window_start: Micros,
         competitor_event_ids: &[i64],
-    ) -> Result<Vec<(i64, Option<Micros>)>, Error> {
+    ) -> Result<Vec<(i64, Option<EventRow>)>, Error> {
         if competitor_event_ids.is_empty() {
             return Ok(Vec::new());
         }
         let args = [Arg::Time(window_start), Arg::Ids(competitor_event_ids)];
         let linked = &self.catalog.linked_events;
-        let events = |answer: &Answer| {
-            let kickoffs = answer.column::<Option<PostgresTime>>(1)?.into_iter();
-            let kickoffs = kickoffs.map(|time| Some(time?.0));
-            Ok(answer.column(0)?.into_iter().zip(kickoffs).collect())
-        };
         let of = (EVENTS, Table::CompetitorOddsSnapshots);
-        self.query(of, linked, &args, events).await
+        self.query(of, linked, &args, event_rows).await
     }
 
     /// For each of the given snapshots that has market rows: how many, and whether one of them was written by transaction
@@ -797,25 +821,45 @@ pub(super) const EVENTS: &str = "reading events";
 const HEADERS: &str = "reading the latest snapshots";
 pub(super) const MARKETS: &str = "reading markets";
 
-pub(super) fn kickoffs(answer: &Answer) -> Result<Vec<(i64, Micros)>, tokio_postgres::Error> {
-    let kickoffs = answer.column::<PostgresTime>(1)?.into_iter();
-    let kickoffs = kickoffs.map(|time| time.0);
-    Ok(answer.column(0)?.into_iter().zip(kickoffs).collect())
+/// The kickoffs and names of events, and their ids.
+pub(super) fn kickoffs(answer: &Answer) -> Result<Vec<(i64, EventRow)>, tokio_postgres::Error> {
+    let rows = event_rows(answer)?.into_iter();
+    Ok(rows.filter_map(|(id, row)| Some((id, row?))).collect())
 }
 
-/// The kickoff of each event. If a partitioned table has an event twice, the latest kickoff counts.
-pub(super) fn latest(kickoffs: Vec<(i64, Micros)>) -> HashMap<i64, Micros> {
-    let mut latest = HashMap::with_capacity(kickoffs.len());
-    for (event_id, kickoff) in kickoffs {
-        note_kickoff(&mut latest, event_id, kickoff);
+/// The same, also of events without a kickoff.
+fn event_rows(answer: &Answer) -> Result<Vec<(i64, Option<EventRow>)>, tokio_postgres::Error> {
+    let kickoffs = answer.column::<Option<PostgresTime>>(1)?.into_iter();
+    let text = |index| answer.column::<Option<&str>>(index);
+    let teams = text(3)?.into_iter().zip(text(4)?);
+    let names = text(2)?.into_iter().zip(teams).zip(text(5)?);
+    let tournaments = answer.column::<Option<i64>>(6)?.into_iter();
+    let rows = kickoffs.zip(names).zip(tournaments);
+    let rows = rows.map(|((kickoff, ((name, (home, away)), id)), tournament_id)| {
+        Some(EventRow {
+            kickoff: kickoff?.0,
+            names: EventNames::new([name, home, away, id]),
+            tournament_id,
+        })
+    });
+    Ok(answer.column(0)?.into_iter().zip(rows).collect())
+}
+
+/// The row of each event. If a partitioned table has an event twice, the latest kickoff counts.
+pub(super) fn latest(rows: Vec<(i64, EventRow)>) -> HashMap<i64, EventRow> {
+    let mut latest = HashMap::with_capacity(rows.len());
+    for (event_id, row) in rows {
+        note_kickoff(&mut latest, event_id, row);
     }
     latest
 }
 
-/// Adds a kickoff, unless the event has a later one.
-pub(crate) fn note_kickoff(latest: &mut HashMap<i64, Micros>, event_id: i64, kickoff: Micros) {
-    let held = latest.entry(event_id).or_insert(kickoff);
-    *held = kickoff.max(*held);
+/// Adds the row of an event, unless the event has one with a later kickoff.
+pub(crate) fn note_kickoff(latest: &mut HashMap<i64, EventRow>, event_id: i64, row: EventRow) {
+    match latest.get(&event_id) {
+        Some(held) if *held >= row => {}
+        _ => drop(latest.insert(event_id, row)),
+    }
 }
 
 fn headers<K>(

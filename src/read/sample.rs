@@ -13,7 +13,9 @@ use crate::{
         audit::{self, Audited, Mismatch, Next, Pass, Slice, Step},
         changed::{Newest, PlanMarkets},
         plan::Plan,
-        rows::{CompetitorRow, NewSnapshot, Reader, Side, SnapshotHeader, SnapshotHeaders},
+        rows::{
+            CompetitorRow, EventRow, NewSnapshot, Reader, Side, SnapshotHeader, SnapshotHeaders,
+        },
         schema::NEW_SNAPSHOTS,
         source::Source,
         transaction::ReadStart,
@@ -35,7 +37,7 @@ pub(super) enum Sample {
 
 pub(super) struct Began {
     /// All events in the window. Empty if the pass is over events of the draft.
-    kickoffs: HashMap<i64, Micros>,
+    kickoffs: HashMap<i64, EventRow>,
     greatest: Newest,
     most: usize,
     now: Micros,
@@ -219,7 +221,7 @@ fn take_over(event_id: i64, read: &Draft, draft: &mut Draft) {
     match read.event(event_id) {
         Some(event) => {
             let (betpawa, competitors) = (event.betpawa.clone(), event.competitors.clone());
-            draft.set(event_id, event.kickoff, betpawa, competitors);
+            draft.set(event_id, event.header(), betpawa, competitors);
         }
         None => drop(draft.remove(event_id)),
     }
@@ -261,13 +263,15 @@ impl Began {
         ids.sort_unstable();
         ids.dedup();
         let differs = |event: &&Arc<CachedEvent>| {
-            event.kickoff != kickoffs.get(&event.event_id).copied() && is_readable(&event.event_id)
+            EventRow::held(event).as_ref() != kickoffs.get(&event.event_id)
+                && is_readable(&event.event_id)
         };
         let mismatch = |event: &Arc<CachedEvent>| {
             let event_id = event.event_id;
-            let what = match kickoffs.contains_key(&event_id) {
-                true => "kickoff",
-                false => audit::GONE,
+            let what = match kickoffs.get(&event_id) {
+                Some(row) if event.kickoff == Some(row.kickoff) => audit::NAMES,
+                Some(_) => audit::KICKOFF,
+                None => audit::GONE,
             };
             Mismatch::new(event_id, what)
         };

@@ -11,6 +11,7 @@ use tokio_postgres::{Client, types::Type};
 use crate::{
     config::Config,
     error::Error,
+    model::MOST_CHARACTERS,
     postgres::{connection::millis, quote::quote, statement::Statement},
     sql::Table,
 };
@@ -160,7 +161,7 @@ const SERVER: &str = "FROM pg_catalog.pg_control_system() s, pg_catalog.pg_contr
 /// The statements that read rows, with the column types of this database.
 #[derive(Debug)]
 pub(crate) struct Catalog {
-    /// `(window start)` -> event id, kickoff.
+    /// `(window start)` -> event id, kickoff, name, home_team, away_team, sportradar_id, tournament id.
     pub(crate) all_kickoffs: Statement,
     /// `(window start, event ids)` -> the same.
     pub(crate) some_kickoffs: Statement,
@@ -175,8 +176,8 @@ pub(crate) struct Catalog {
     /// `(event ids, competitor event ids)` -> the same, of these events and of those to which the competitor events are
     /// linked.
     pub(crate) some_competitor_headers: Statement,
-    /// `(window start, competitor event ids)` -> event ids to which they are linked, kickoff or null outside the
-    /// window.
+    /// `(window start, competitor event ids)` -> the same of the events to which they are linked; null but for the id
+    /// outside the window.
     pub(crate) linked_events: Statement,
     /// `()` -> the greatest id in `odds_snapshots` and in `competitor_odds_snapshots`.
     pub(crate) greatest_ids: Statement,
@@ -329,6 +330,20 @@ impl Columns<'_> {
         }
     }
 
+    /// The same for a column that may also be of another type, which reads as null, too. A text is cut after the
+    /// characters that the cache holds, so that the server sends no more.
+    fn tolerated(&self, alias: &str, table: Table, column: &str, kind: Kind) -> String {
+        let is_usable = self
+            .get(table, column)
+            .is_some_and(|found| kind.accepts(found));
+        let column = format!("{alias}.{}{}", quote(column), kind.cast());
+        match (is_usable, kind) {
+            (false, _) => kind.null().to_owned(),
+            (true, Kind::Text) => format!("left({column}, {MOST_CHARACTERS})"),
+            (true, _) => column,
+        }
+    }
+
     /// An ORDER BY list for snapshots of one id. The first one counts. A partitioned table may have an id twice, even
     /// for one event, because its key includes `captured_at`. The list names all columns that are read. So every read
     /// chooses the same values under any plan of its query.
@@ -430,8 +445,17 @@ impl Catalog {
             Some("timestamptz") => Type::TIMESTAMPTZ,
             _ => Type::TIMESTAMP,
         };
+        let tolerated = |column, kind| columns.tolerated("e", Table::Events, column, kind);
+        let names = [
+            tolerated("name", Kind::Text),
+            tolerated("home_team", Kind::Text),
+            tolerated("away_team", Kind::Text),
+            tolerated("sportradar_id", Kind::Text),
+            tolerated("tournament_id", Kind::Id),
+        ]
+        .join(", ");
         let all_kickoffs = format!(
-            "SELECT {event_id}, {kickoff} FROM {} e WHERE e.kickoff > $1",
+            "SELECT {event_id}, {kickoff}, {names} FROM {} e WHERE e.kickoff > $1",
             table(Table::Events)
         );
         let some_kickoffs = format!("{all_kickoffs} AND e.id = ANY($2)");
@@ -524,7 +548,7 @@ impl Catalog {
             table(Table::CompetitorEvents)
         );
         let linked_events = format!(
-            "SELECT DISTINCT {linked}, {kickoff} FROM {} c LEFT JOIN {} e ON e.id = c.betpawa_event_id AND e.kickoff > $1 \
+            "SELECT DISTINCT {linked}, {kickoff}, {names} FROM {} c LEFT JOIN {} e ON e.id = c.betpawa_event_id AND e.kickoff > $1 \
              WHERE c.id = ANY($2) AND c.betpawa_event_id IS NOT NULL",
             table(Table::CompetitorEvents),
             table(Table::Events)
@@ -620,10 +644,10 @@ impl Catalog {
         };
         let (betpawa, competitors) = (Table::MarketOdds, Table::CompetitorMarketOdds);
         Ok(Catalog {
-            all_kickoffs: statement("all_kickoffs", all_kickoffs, of_window).of_columns(2),
-            some_kickoffs: statement("kickoffs", some_kickoffs, &of_both).of_columns(2),
+            all_kickoffs: statement("all_kickoffs", all_kickoffs, of_window).of_columns(7),
+            some_kickoffs: statement("kickoffs", some_kickoffs, &of_both).of_columns(7),
             kickoffs_between: statement("kickoffs_between", kickoffs_between, &of_both)
-                .of_columns(2),
+                .of_columns(7),
             all_betpawa_headers: statement("all_betpawa_headers", all_betpawa, of_window)
                 .of_columns(5),
             some_betpawa_headers: statement("betpawa_headers", some_betpawa, ids).of_columns(5),
@@ -631,7 +655,7 @@ impl Catalog {
                 .of_columns(5),
             some_competitor_headers: statement("competitor_headers", some_competitors, &two_lists)
                 .of_columns(5),
-            linked_events: statement("linked_events", linked_events, &of_both).of_columns(2),
+            linked_events: statement("linked_events", linked_events, &of_both).of_columns(7),
             greatest_ids: statement("greatest_ids", greatest_ids, &[]),
             betpawa_snapshots: statement("betpawa_snapshots", betpawa_snapshots, &with_times)
                 .of_columns(5),

@@ -11,6 +11,7 @@ mod tables;
 
 pub use crate::postgres::quote::{literal, quote};
 pub use functions::{FUNCTIONS, Function};
+pub(crate) use tables::LOOKUP_TABLES;
 pub use tables::Table;
 
 /// The feed version that this crate's `install.sql` installs. `feed_version()` returns it.

@@ -1,5 +1,9 @@
 //! The application's six tables, which the feed logs and the cache reads.
 
+/// The tables that have the names of bookmakers, tournaments and sports. The cache works without them, and they have no
+/// triggers.
+pub(crate) const LOOKUP_TABLES: [&str; 3] = ["bookmakers", "tournaments", "sports"];
+
 /// One of the six tables of the application, all in one schema
 /// ([`Config::app_schema`](crate::config::Config::app_schema)).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -27,6 +27,9 @@ pub struct Change {
     pub competitors: BTreeMap<Source, Vec<i64>>,
     /// Events whose kickoff moved. Events that are new or gone are only in the other lists. Ascending.
     pub kickoffs: Vec<i64>,
+    /// Events whose names changed: their own, or those of their tournament or of a bookmaker. Events that are new or
+    /// gone are only in the other lists. Ascending.
+    pub names: Vec<i64>,
 }
 
 impl Change {
@@ -72,11 +75,19 @@ impl Change {
         {
             self.kickoffs.push(event_id);
         }
+        if let (Some(before), Some(after)) = (before, after)
+            && !before.same_names(after)
+        {
+            self.names.push(event_id);
+        }
     }
 
     /// Whether nothing differs between the two states.
     pub fn is_empty(&self) -> bool {
-        self.betpawa.is_empty() && self.competitors.is_empty() && self.kickoffs.is_empty()
+        self.betpawa.is_empty()
+            && self.competitors.is_empty()
+            && self.kickoffs.is_empty()
+            && self.names.is_empty()
     }
 
     /// The ids of all events that differ in any way. Ascending. Allocates the list.
@@ -84,7 +95,7 @@ impl Change {
         let mut ids: Vec<i64> = self
             .competitors
             .values()
-            .chain([&self.betpawa, &self.kickoffs])
+            .chain([&self.betpawa, &self.kickoffs, &self.names])
             .flatten()
             .copied()
             .collect();

@@ -13,7 +13,10 @@ use hashbrown::HashMap;
 use crate::{
     decode::packer::Packer,
     metrics::stats::{MemoryStats, Stats, WarmupStats},
-    model::{BetpawaSnapshots, CachedEvent, CompetitorSnapshots, Micros, PackedMarkets},
+    model::{
+        BetpawaSnapshots, Bookmakers, CachedEvent, CompetitorSnapshots, EventHeader, Micros,
+        PackedMarkets, Tournament,
+    },
     store::{
         changes::Change,
         snapshot_index::SnapshotIndex,
@@ -170,7 +173,7 @@ impl Draft {
     pub(crate) fn set(
         &mut self,
         event_id: i64,
-        kickoff: Option<Micros>,
+        header: impl Into<EventHeader>,
         betpawa: BetpawaSnapshots,
         competitors: CompetitorSnapshots,
     ) {
@@ -178,7 +181,9 @@ impl Draft {
             self.remove(event_id);
             return;
         }
-        let event = Arc::new(CachedEvent::new(event_id, kickoff, betpawa, competitors));
+        let event = CachedEvent::new(event_id, header, betpawa, competitors);
+        let event = Arc::new(event.with_bookmakers(self.packer.lookup.bookmakers()));
+        let kickoff = event.kickoff;
         let old = self.event(event_id).cloned();
         if old.as_ref().is_some_and(|old| old.same(&event)) {
             return;
@@ -198,6 +203,39 @@ impl Draft {
             self.kickoffs.push(Reverse((kickoff, event_id)));
         }
         self.table.insert(event);
+    }
+
+    /// Sets the rows of `bookmakers`, and those of `tournaments` that were read. Gives them to the events that name them.
+    /// Costs a look at each event if a row differs.
+    pub(crate) fn set_lookup(
+        &mut self,
+        bookmakers: Bookmakers,
+        tournaments: impl IntoIterator<Item = Tournament>,
+    ) {
+        let lookup = &mut self.packer.lookup;
+        let has_other_bookmakers = lookup.set_bookmakers(bookmakers);
+        let mut renamed: HashMap<i64, Arc<Tournament>> = HashMap::new();
+        for tournament in tournaments {
+            let (id, held) = (tournament.id(), lookup.held(tournament.id()));
+            let shared = lookup.share(tournament);
+            if held.is_some_and(|held| !Arc::ptr_eq(&held, &shared)) {
+                renamed.insert(id, shared);
+            }
+        }
+        if !has_other_bookmakers && renamed.is_empty() {
+            return;
+        }
+        let events: Vec<Arc<CachedEvent>> = self.table.iter().cloned().collect();
+        for event in events {
+            let mut header = event.header();
+            if let Some(tournament) = &mut header.tournament
+                && let Some(renamed) = renamed.get(&tournament.id())
+            {
+                *tournament = Arc::clone(renamed);
+            }
+            let (betpawa, competitors) = (event.betpawa.clone(), event.competitors.clone());
+            self.set(event.event_id, header, betpawa, competitors);
+        }
     }
 
     /// Removes an event. Returns whether the draft held it.
@@ -319,6 +357,7 @@ impl Draft {
             },
             proof: Proof::new(cut, proven),
             unreadable: Vec::new(),
+            bookmakers: self.packer.lookup.bookmakers().cloned(),
         }
     }
 }
@@ -331,7 +370,9 @@ mod tests {
     use proptest::{collection::vec, prelude::*};
 
     use super::*;
-    use crate::model::{CachedSnapshot, MarketInput, OutcomeInput, SnapshotInput};
+    use crate::model::{
+        Bookmaker, CachedSnapshot, EventNames, MarketInput, OutcomeInput, SnapshotInput,
+    };
 
     #[derive(Debug, Clone)]
     enum Step {
@@ -343,6 +384,26 @@ mod tests {
         Evict(i64),
         Publish,
         Successor,
+        /// Names the bookmakers and tournaments anew.
+        Rename(u8),
+    }
+
+    /// A header whose names differ with the kickoff.
+    fn header(draft: &mut Draft, event: i64, kickoff: Option<i64>) -> EventHeader {
+        let name = "n".repeat(usize::try_from(kickoff.unwrap_or_default() % 7).unwrap_or_default());
+        EventHeader {
+            kickoff: kickoff.map(Micros),
+            names: EventNames::new([Some(&name), None, Some("away"), None]),
+            tournament: (event % 3 > 0).then(|| draft.packer.lookup.tournament(event % 3)),
+        }
+    }
+
+    fn rename(draft: &mut Draft, number: u8) {
+        let name = number.to_string();
+        let bookmakers =
+            (0..i64::from(number % 4)).map(|id| (id, Bookmaker::new(Some(&name), None)));
+        let tournament = Tournament::new(1, [Some(&name), None, None]);
+        draft.set_lookup(bookmakers.collect(), [tournament]);
     }
 
     fn step() -> impl Strategy<Value = Step> {
@@ -360,6 +421,7 @@ mod tests {
             2 => (0..100i64).prop_map(Step::Evict),
             2 => Just(Step::Publish),
             1 => Just(Step::Successor),
+            2 => any::<u8>().prop_map(Step::Rename),
         ]
     }
 
@@ -406,7 +468,7 @@ mod tests {
         let others = others.map(|(source, held)| (source.clone(), touched(held)));
         let own = BetpawaSnapshots::new(own.collect());
         let others = CompetitorSnapshots::new(others.collect());
-        draft.set(event_id, held.kickoff, own, others);
+        draft.set(event_id, held.header(), own, others);
     }
 
     /// An event id and its kickoff.
@@ -495,7 +557,8 @@ mod tests {
                         } else {
                             model.insert(event, kickoff);
                         }
-                        draft.set(event, kickoff.map(Micros), BetpawaSnapshots::new(own), CompetitorSnapshots::new(others));
+                        let header = header(&mut draft, event, kickoff);
+                        draft.set(event, header, BetpawaSnapshots::new(own), CompetitorSnapshots::new(others));
                     }
                     Step::Touch(event, at) => touch(&mut draft, event, at),
                     Step::Remove(event) => {
@@ -506,6 +569,7 @@ mod tests {
                         model.retain(|_, kickoff| kickoff.is_none_or(|kickoff| kickoff > start));
                         prop_assert_eq!(draft.evict(Micros(start)), before - model.len());
                     }
+                    Step::Rename(number) => rename(&mut draft, number),
                     Step::Publish => {
                         let state = state(&mut draft);
                         let shown = held(&state).iter().map(|event| (event.event_id, event.kickoff)).collect();
@@ -553,9 +617,10 @@ mod tests {
                                 (source, snapshot(&mut draft, id_of(event, 5, markets), event, 0, markets))
                             })
                             .collect();
-                        let kickoff = kickoff.map(|kickoff| Micros(kickoff % 3 * 40));
-                        draft.set(event, kickoff, BetpawaSnapshots::new(own), CompetitorSnapshots::new(others));
+                        let header = header(&mut draft, event, kickoff.map(|kickoff| kickoff % 3 * 40));
+                        draft.set(event, header, BetpawaSnapshots::new(own), CompetitorSnapshots::new(others));
                     }
+                    Step::Rename(number) => rename(&mut draft, number),
                     Step::Touch(event, at) => touch(&mut draft, event % 6, at),
                     Step::Remove(event) => {
                         draft.remove(event % 6);
@@ -568,7 +633,7 @@ mod tests {
                         let kept: Vec<_> = draft.table.iter().cloned().collect();
                         let mut next = draft.successor();
                         for event in kept.iter().filter(|event| event.event_id % 3 != 0) {
-                            next.set(event.event_id, event.kickoff, event.betpawa.clone(), event.competitors.clone());
+                            next.set(event.event_id, event.header(), event.betpawa.clone(), event.competitors.clone());
                         }
                         next.replace(&mut draft);
                         draft = next;
@@ -602,20 +667,22 @@ mod tests {
     #[test]
     fn the_digest_is_the_same_in_every_process_and_build() {
         let mut draft = Draft::default();
+        rename(&mut draft, 3);
         for event in [7, -7] {
             let own = snapshot(&mut draft, 1, event, 1, 2);
             let other = snapshot(&mut draft, 2, event, 0, 1);
             let source = draft.packer.source("sportybet");
+            let header = header(&mut draft, event, Some(1_000_000));
             draft.set(
                 event,
-                Some(Micros(1_000_000)),
+                header,
                 BetpawaSnapshots::new(vec![own]),
                 CompetitorSnapshots::new(vec![(source, other)]),
             );
         }
         assert_eq!(
             format!("{:x}", draft.digest()),
-            "e9139333f0e498d688b1e6d1618abb6e"
+            "8ee49b4b3907a28cf88becdf67ebd507"
         );
         assert_eq!(state(&mut draft).digest, draft.digest());
     }

@@ -18,7 +18,7 @@ use chrono::{DateTime, Utc};
 
 use crate::{
     metrics::{stats::Stats, status::Fault},
-    model::{BetpawaSnapshots, CachedEvent, CompetitorSnapshots, PgSnapshot, Server},
+    model::{BetpawaSnapshots, Bookmakers, CachedEvent, CompetitorSnapshots, PgSnapshot, Server},
     store::table::Table,
 };
 
@@ -143,6 +143,9 @@ pub struct State {
     pub(crate) stats: Stats,
     pub(crate) proof: Proof,
     pub(crate) unreadable: Vec<Fault>,
+    /// What the relay passes on. Readers find these rows in the events.
+    #[cfg_attr(not(feature = "nats"), expect(dead_code, reason = "for the relay"))]
+    pub(crate) bookmakers: Option<Arc<Bookmakers>>,
 }
 
 /// A [`State`] to hold: one committed state of the database, over all events at once. Its methods are those of
@@ -179,6 +182,7 @@ impl State {
             stats: Stats::default(),
             proof: Proof::new(Arc::default(), None),
             unreadable: Vec::new(),
+            bookmakers: None,
         }
     }
 

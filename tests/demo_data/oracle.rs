@@ -50,7 +50,9 @@ async fn oracle_prints_an_event_in_full() {
     let client = hand_made().await;
     let events = oracle_after(
         &client,
-        r#"insert into odds_snapshots (event_id, bookmaker_id, captured_at, raw_response, last_confirmed_at)
+        r#"insert into sports (name) values ('Football'); insert into tournaments (sport_id, name) values (1, 'Cup');
+           update events set tournament_id = 1;
+           insert into odds_snapshots (event_id, bookmaker_id, captured_at, raw_response, last_confirmed_at)
                values (2, 1, '2026-01-01 10:00:00.25', '{}', '2026-01-01 11:00');
            insert into competitor_odds_snapshots (competitor_event_id, captured_at) values (3, '2026-01-01 09:00');
            insert into market_odds (snapshot_id, betpawa_market_id, betpawa_market_name, line, handicap_type, handicap_home, handicap_away, outcomes, market_groups, unavailable_at)
@@ -61,6 +63,9 @@ async fn oracle_prints_an_event_in_full() {
     let expected = json!([{
         "event_id": 2,
         "kickoff": "2026-01-01T12:00:00.000001Z",
+        "name": "", "home_team": "", "away_team": "", "sportradar_id": "2",
+        "tournament": {"id": 1, "name": "Cup", "country": null, "sport": "Football"},
+        "bookmakers": {"1": {"slug": "a", "name": "a"}},
         "betpawa": {"1": {
             "snapshot_id": 1, "event_id": 2, "bookmaker_id": 1,
             "captured_at": "2026-01-01T10:00:00.25Z", "last_confirmed_at": "2026-01-01T11:00:00Z",

@@ -11,6 +11,7 @@ mod handles;
 mod holes;
 mod large;
 mod locks;
+mod names;
 mod notifications;
 mod partitions;
 

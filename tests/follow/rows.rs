@@ -236,7 +236,7 @@ changes! { By::Wide;
     competitor_market_odds_are_truncated: ["truncate competitor_market_odds"];
     everything_is_truncated_and_written_anew: [
         "truncate events, competitor_events, odds_snapshots, competitor_odds_snapshots, market_odds, competitor_market_odds",
-        "truncate bookmakers; truncate events cascade; insert into bookmakers (id, name, slug) values (1, 'a', 'a');
+        "truncate bookmakers; truncate events cascade; insert into bookmakers (id, name, slug) values (1, 'betpawa', 'betpawa');
          insert into events (id, sportradar_id, name, home_team, away_team, kickoff)
          values (1, 'sr1', '', '', '', now() at time zone 'UTC' + interval '1 day');
          insert into odds_snapshots (id, event_id, bookmaker_id) values (1, 1, 1)",

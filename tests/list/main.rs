@@ -3,7 +3,8 @@
 
 use chrono::{DateTime, TimeDelta, Utc};
 use oddscache::{
-    EventList, InlineMarkets, MarketInput, OddsCache, OutcomeInput, SnapshotInput, Writer,
+    EventList, InlineMarkets, MarketInput, NamesInput, OddsCache, OutcomeInput, SnapshotInput,
+    TournamentInput, Writer,
 };
 use oddscache_testkit::plain;
 use proptest::{collection::vec, prelude::*, sample::select};
@@ -55,6 +56,8 @@ enum Step {
     Put(i64, i64, Vec<MarketInput>, Option<i64>),
     /// Puts an earlier snapshot again, with a later `last_confirmed_at`.
     Confirm(usize, i64),
+    /// Event, its names, a bookmaker and its name.
+    Name(i64, NamesInput, i64, Option<String>),
     Evict(i64),
     Clear,
     Publish,
@@ -96,6 +99,26 @@ fn market() -> impl Strategy<Value = MarketInput> {
     )
 }
 
+fn names() -> impl Strategy<Value = NamesInput> {
+    let text = || proptest::option::of(prop_oneof![3 => "[a-z]{0,6}", 1 => any::<String>()]);
+    let tournament = proptest::option::of((0..3i64, text(), text(), text()));
+    let names = (text(), text(), text(), text(), tournament);
+    names.prop_map(
+        |(name, home_team, away_team, sportradar_id, tournament)| NamesInput {
+            name,
+            home_team,
+            away_team,
+            sportradar_id,
+            tournament: tournament.map(|(id, name, country, sport)| TournamentInput {
+                id,
+                name,
+                country,
+                sport,
+            }),
+        },
+    )
+}
+
 fn step() -> impl Strategy<Value = Step> {
     let put = (
         1..12i64,
@@ -106,6 +129,8 @@ fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         10 => put.prop_map(|(event, bookmaker, markets, kickoff)| Step::Put(event, bookmaker, markets, kickoff)),
         4 => (any::<usize>(), 0..100_000_000i64).prop_map(|(which, at)| Step::Confirm(which, at)),
+        3 => (1..12i64, names(), 8..10i64, proptest::option::of("[a-z\"]{0,3}"))
+            .prop_map(|(event, names, bookmaker, name)| Step::Name(event, names, bookmaker, name)),
         1 => (0..4i64).prop_map(Step::Evict),
         1 => Just(Step::Clear),
         8 => Just(Step::Publish),
@@ -152,6 +177,10 @@ fn run(steps: Vec<Step>) {
                     snapshot.last_confirmed_at = DateTime::from_timestamp_micros(at * 16_411);
                     put(&mut writer, snapshot, None);
                 }
+            }
+            Step::Name(event_id, names, bookmaker_id, name) => {
+                writer.put_names(event_id, &names);
+                writer.put_bookmaker(bookmaker_id, name.as_deref(), Some("name"));
             }
             Step::Evict(at) => {
                 writer.evict_expired(time(at));

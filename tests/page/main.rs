@@ -5,6 +5,7 @@ mod board;
 mod browser;
 mod detail;
 mod lacking;
+mod names;
 mod proxy;
 mod relay;
 mod served;
@@ -20,8 +21,10 @@ use tokio_postgres::Client;
 /// event lacks sportybet. Odds differ by event and bookmaker, so that each event has a best one.
 const ODDS: &str = r#"
     insert into bookmakers (id, name, slug) values (1, 'betPawa', 'betpawa');
-    insert into events (id, sportradar_id, name, home_team, away_team, kickoff)
-        select n, 'sr' || n, 'Home - Away', 'Home', 'Away', date_trunc('minute', now() at time zone 'UTC') + n * interval '1 hour'
+    insert into sports (id, name) values (1, 'Football');
+    insert into tournaments (id, sport_id, name, country) values (1, 1, 'Premier League', 'England'), (2, 1, 'Serie A', 'Italy');
+    insert into events (id, tournament_id, sportradar_id, name, home_team, away_team, kickoff)
+        select n, case when n % 10 <> 0 then 1 + n % 2 end, 'sr' || n, 'Home - Away', 'Home', 'Away', date_trunc('minute', now() at time zone 'UTC') + n * interval '1 hour'
         from generate_series(1, $events) n;
     insert into odds_snapshots (event_id, bookmaker_id) select n, 1 from generate_series(1, $events) n;
     insert into competitor_events (source, betpawa_event_id, kickoff, external_id, sportradar_id)

@@ -39,9 +39,14 @@ const LIST: &str = r#"
         select e.id as event_id, e.kickoff, json_build_object(
             'event_id', e.id,
             'kickoff', to_char(e.kickoff, 'YYYY-MM-DD"T"HH24:MI:SS.USZ'),
+            'name', e.name, 'home_team', e.home_team, 'away_team', e.away_team, 'sportradar_id', e.sportradar_id,
+            'tournament', (select json_build_object('id', t.id, 'name', t.name, 'country', t.country, 'sport', s.name)
+                           from tournaments t left join sports s on s.id = t.sport_id where t.id = e.tournament_id),
             'odds', json_agg(json_build_object(
                 'bookmaker', o.bookmaker,
                 'bookmaker_id', o.bookmaker_id,
+                'bookmaker_slug', (select slug from bookmakers b where b.id = o.bookmaker_id),
+                'bookmaker_name', (select name from bookmakers b where b.id = o.bookmaker_id),
                 'last_confirmed_at', to_char(o.seen, 'YYYY-MM-DD"T"HH24:MI:SS.USZ'),
                 'markets', (select coalesce(json_agg(json_build_object(
                     'betpawa_market_id', m.betpawa_market_id,
@@ -241,15 +246,20 @@ async fn one_bookmaker_one_source_and_some_fields() {
 
     // All fields together give the whole response, byte for byte.
     for (path, fields) in [
-        ("/v1/events", "event_id,kickoff,betpawa,competitors"),
+        (
+            "/v1/events",
+            "event_id,kickoff,name,home_team,away_team,sportradar_id,tournament,bookmakers,betpawa,competitors",
+        ),
         (
             "/v1/events/1",
-            "event_id,kickoff,betpawa.snapshot_id,betpawa.event_id,betpawa.bookmaker_id,betpawa.captured_at,\
+            "event_id,kickoff,name,home_team,away_team,sportradar_id,tournament.id,tournament.name,tournament.country,\
+             tournament.sport,bookmakers.slug,bookmakers.name,betpawa.snapshot_id,betpawa.event_id,betpawa.bookmaker_id,betpawa.captured_at,\
              betpawa.last_confirmed_at,betpawa.markets,competitors",
         ),
         (
             "/v1/list",
-            "event_id,kickoff,odds.bookmaker,odds.bookmaker_id,odds.last_confirmed_at,odds.markets.betpawa_market_id,\
+            "event_id,kickoff,name,home_team,away_team,sportradar_id,tournament,odds.bookmaker,odds.bookmaker_id,\
+             odds.bookmaker_slug,odds.bookmaker_name,odds.last_confirmed_at,odds.markets.betpawa_market_id,\
              odds.markets.betpawa_market_name,odds.markets.line,odds.markets.margin,odds.markets.outcomes.name,\
              odds.markets.outcomes.odds,odds.markets.outcomes.is_active,odds.markets.available,odds.markets.unavailable_since",
         ),

@@ -53,6 +53,27 @@ async fn the_role_has_enough_rights_and_needs_each() {
     assert_eq!(session.code(FOLLOW).await, "42501");
 }
 
+/// The cache works without the names of bookmakers and tournaments, so nothing fails without these rights.
+#[tokio::test]
+async fn the_names_are_granted_where_there_are_tables() {
+    let (db, role) = granted(&[]);
+    let session = open_as(&db, &role).await;
+    session.run("select * from bookmakers").await;
+    db.psql("create table tournaments (id int)");
+    db.psql(&format!("revoke select on bookmakers from {role}"));
+    let warning = |table: &str| format!("right|public.{table}|SELECT|warn|{role} lacks it");
+    check_role(&db, &role)
+        .says(warning("bookmakers"))
+        .says(warning("tournaments"))
+        .lacks("sports");
+    let text = run(&db, Script::Grants, &[("role", &role)]);
+    assert_eq!(text.matches("granted ").count(), 2, "{text}");
+    check_role(&db, &role).lacks(warning("bookmakers"));
+    db.psql("drop table bookmakers, tournaments");
+    let text = run(&db, Script::Grants, &[("role", &role)]);
+    assert!(text.contains("already in place"), "{text}");
+}
+
 #[tokio::test]
 async fn the_role_can_do_nothing_else() {
     let (db, role) = granted(&[]);
@@ -77,7 +98,7 @@ async fn the_role_can_do_nothing_else() {
         }
     }
     for sql in [
-        "select * from bookmakers",
+        "insert into bookmakers values (9)",
         "select * from oddscache.log_horizon",
         "update oddscache.log_state set channel = 'x'",
         "select oddscache.prune()",

@@ -265,8 +265,9 @@ pub(crate) async fn add_event(tx: &Transaction<'_>, rng: &mut Rng) -> Result<Eff
     let number = rng.u32(..);
     let row = tx
         .query_one(
-            "insert into events (sportradar_id, name, home_team, away_team, tournament, kickoff)
-             values ('sr:match:new-' || $1::text, 'Home ' || $1 || ' - Away ' || $1, 'Home ' || $1, 'Away ' || $1, 'Cup',
+            "insert into events (sportradar_id, name, home_team, away_team, tournament_id, kickoff)
+             values ('sr:match:new-' || $1::text, 'Home ' || $1 || ' - Away ' || $1, 'Home ' || $1, 'Away ' || $1,
+                     (select min(id) from tournaments),
                      date_trunc('minute', now() at time zone 'UTC') + interval '1 hour' + interval '6 days' * random())
              returning id::bigint",
             &[&number.to_string()],

@@ -5,8 +5,8 @@ use std::{
 
 use crate::{
     model::{
-        BetpawaSnapshots, CachedSnapshot, CompetitorSnapshots, MarketKey, MarketTemplate, Micros,
-        PackedMarkets, Source,
+        BetpawaSnapshots, Bookmaker, CachedEvent, CachedSnapshot, CompetitorSnapshots, EventNames,
+        MarketKey, MarketTemplate, Micros, PackedMarkets, Source, Tournament,
         digest::Content,
         relayed::{PackedParts, outcomes_in, wide_odds},
     },
@@ -14,9 +14,9 @@ use crate::{
 };
 
 use super::{
-    COMPETITOR, DIFFERENCES, EVENT, EVENT_WITH_KICKOFF, EVENT_WITHOUT_KICKOFF, GONE, Last,
-    MOST_COST, NEW_TEMPLATE, RAW, REMOVED, SAME_MARKETS, SAME_TEMPLATE, TIMES, VERSION, base, cost,
-    starts, turned, turned_back, unzigzag,
+    BOOKMAKER, BOOKMAKER_GONE, COMPETITOR, DIFFERENCES, EVENT, EVENT_WITH_KICKOFF,
+    EVENT_WITHOUT_KICKOFF, GONE, Last, MOST_COST, NAMES, NEW_TEMPLATE, RAW, REMOVED, SAME_MARKETS,
+    SAME_TEMPLATE, TIMES, VERSION, base, cost, starts, turned, turned_back, unzigzag,
 };
 
 /// A part that no encoder wrote, or that does not fit what the draft holds.
@@ -32,6 +32,8 @@ pub(crate) struct MalformedPart {
 #[derive(Debug, Default)]
 pub(crate) struct Decoder {
     events: BTreeMap<i64, Decoded>,
+    /// `None`: gone.
+    bookmakers: BTreeMap<i64, Option<Bookmaker>>,
     content: Content,
 }
 
@@ -46,6 +48,7 @@ enum Decoded {
 #[derive(Debug, Default)]
 struct Changes {
     kickoff: Option<Option<Micros>>,
+    names: Option<(EventNames, Option<Arc<Tournament>>)>,
     betpawa: BTreeMap<i64, Option<CachedSnapshot>>,
     competitors: BTreeMap<Source, Option<CachedSnapshot>>,
 }
@@ -71,18 +74,30 @@ impl Decoder {
             last: Last::default(),
             event: None,
             sources: Vec::new(),
+            tournaments: Vec::new(),
             kinds: Vec::new(),
             markets: Vec::new(),
             content: &mut self.content,
             draft,
         };
-        let read = part.read(&mut self.events);
+        let read = part.read(&mut self.events, &mut self.bookmakers);
         let offset = body.len() - part.rest.len();
         read.map_err(|what| MalformedPart { offset, what })
     }
 
     /// Sets what the parts say, all at once.
     pub(crate) fn apply(self, draft: &mut Draft) {
+        if !self.bookmakers.is_empty() {
+            let mut bookmakers = draft.packer.lookup.bookmakers().map(|all| (**all).clone());
+            let all = bookmakers.get_or_insert_default();
+            for (id, bookmaker) in self.bookmakers {
+                match bookmaker {
+                    Some(bookmaker) => drop(all.insert(id, bookmaker)),
+                    None => drop(all.remove(&id)),
+                }
+            }
+            draft.set_lookup(bookmakers.unwrap_or_default(), []);
+        }
         for (event_id, decoded) in self.events {
             let changes = match decoded {
                 Decoded::Changed(changes) => changes,
@@ -105,13 +120,17 @@ impl Decoder {
                     competitors.insert(source.clone(), Some(snapshot.clone()));
                 }
             }
-            let kickoff = changes.kickoff;
-            let kickoff = kickoff.unwrap_or_else(|| held.and_then(|held| held.kickoff));
+            let mut header = held.map(CachedEvent::header).unwrap_or_default();
+            header.kickoff = changes.kickoff.unwrap_or(header.kickoff);
+            if let Some((names, tournament)) = changes.names {
+                header.names = names;
+                header.tournament = tournament;
+            }
             let others = competitors.into_iter();
             let others = others.filter_map(|(source, snapshot)| Some((source, snapshot?)));
             draft.set(
                 event_id,
-                kickoff,
+                header,
                 BetpawaSnapshots::new(betpawa.into_values().flatten().collect()),
                 CompetitorSnapshots::new(others.collect()),
             );
@@ -159,6 +178,7 @@ struct Part<'b, 'd> {
     /// The event that snapshot records belong to.
     event: Option<i64>,
     sources: Vec<Source>,
+    tournaments: Vec<Arc<Tournament>>,
     /// Their texts borrow from the part.
     kinds: Vec<MarketKey<'b>>,
     markets: Vec<CountedMarket>,
@@ -169,17 +189,25 @@ struct Part<'b, 'd> {
 const ENDS: &str = "it ends too early";
 
 impl<'b> Part<'b, '_> {
-    fn read(&mut self, events: &mut BTreeMap<i64, Decoded>) -> Read<()> {
+    fn read(
+        &mut self,
+        events: &mut BTreeMap<i64, Decoded>,
+        bookmakers: &mut BTreeMap<i64, Option<Bookmaker>>,
+    ) -> Read<()> {
         if self.byte()? != VERSION {
             return Err("another version of the form");
         }
         while !self.rest.is_empty() {
-            self.record(events)?;
+            self.record(events, bookmakers)?;
         }
         Ok(())
     }
 
-    fn record(&mut self, events: &mut BTreeMap<i64, Decoded>) -> Read<()> {
+    fn record(
+        &mut self,
+        events: &mut BTreeMap<i64, Decoded>,
+        bookmakers: &mut BTreeMap<i64, Option<Bookmaker>>,
+    ) -> Read<()> {
         let tag = self.byte()?;
         match tag {
             REMOVED => {
@@ -221,6 +249,23 @@ impl<'b> Part<'b, '_> {
                         Decoded::Removed => Err("an event is removed and also told otherwise"),
                     },
                 }
+            }
+            NAMES => {
+                let told = self.event.and_then(|event_id| events.get_mut(&event_id));
+                let Some(Decoded::Changed(changes)) = told else {
+                    return Err("names without an event");
+                };
+                changes.names = Some(self.names()?);
+                Ok(())
+            }
+            BOOKMAKER | BOOKMAKER_GONE => {
+                let id = self.difference(0)?;
+                let bookmaker = match tag {
+                    BOOKMAKER => Some(Bookmaker::new(self.optional()?, self.optional()?)),
+                    _ => None,
+                };
+                bookmakers.insert(id, bookmaker);
+                Ok(())
             }
             _ => {
                 let event_id = self.event.ok_or("a snapshot without an event")?;
@@ -461,6 +506,39 @@ impl<'b> Part<'b, '_> {
         ))
     }
 
+    fn names(&mut self) -> Read<(EventNames, Option<Arc<Tournament>>)> {
+        let columns = [
+            self.optional()?,
+            self.optional()?,
+            self.optional()?,
+            self.optional()?,
+        ];
+        let names = EventNames::new(columns);
+        let Some(index) = self.number()?.checked_sub(1) else {
+            return Ok((names, None));
+        };
+        if index == self.tournaments.len() as u64 {
+            let id = self.difference(0)?;
+            let columns = [self.optional()?, self.optional()?, self.optional()?];
+            let shared = self.draft.packer.lookup.share(Tournament::new(id, columns));
+            self.tournaments.push(shared);
+        }
+        let tournament = usize::try_from(index).ok();
+        let tournament = tournament.and_then(|index| self.tournaments.get(index).cloned());
+        Ok((
+            names,
+            Some(tournament.ok_or("a tournament that was not defined")?),
+        ))
+    }
+
+    fn optional(&mut self) -> Read<Option<&'b str>> {
+        let Some(length) = self.number()?.checked_sub(1) else {
+            return Ok(None);
+        };
+        let length = usize::try_from(length).map_err(|_| ENDS)?;
+        self.text_of(length).map(Some)
+    }
+
     fn event_id(&mut self) -> Read<i64> {
         self.last.event_id = self.difference(self.last.event_id)?;
         Ok(self.last.event_id)
@@ -476,6 +554,10 @@ impl<'b> Part<'b, '_> {
 
     fn text(&mut self) -> Read<&'b str> {
         let length = usize::try_from(self.number()?).map_err(|_| ENDS)?;
+        self.text_of(length)
+    }
+
+    fn text_of(&mut self, length: usize) -> Read<&'b str> {
         std::str::from_utf8(self.bytes(length)?).map_err(|_| "a text that is not UTF-8")
     }
 

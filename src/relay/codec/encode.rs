@@ -1,14 +1,17 @@
 use std::{collections::HashMap, sync::Arc};
 
 use crate::{
-    model::{CachedEvent, CachedSnapshot, MarketKey, MarketTemplate, Micros, PackedMarkets},
+    model::{
+        Bookmaker, Bookmakers, CachedEvent, CachedSnapshot, MarketKey, MarketTemplate, Micros,
+        PackedMarkets, Tournament,
+    },
     store::state::State,
 };
 
 use super::{
-    COMPETITOR, DIFFERENCES, EVENT, EVENT_WITH_KICKOFF, EVENT_WITHOUT_KICKOFF, GONE, Last,
-    MOST_COST, NEW_TEMPLATE, RAW, REMOVED, SAME_MARKETS, SAME_TEMPLATE, TIMES, VERSION, base, cost,
-    micros, starts, turned, zigzag,
+    BOOKMAKER, BOOKMAKER_GONE, COMPETITOR, DIFFERENCES, EVENT, EVENT_WITH_KICKOFF,
+    EVENT_WITHOUT_KICKOFF, GONE, Last, MOST_COST, NAMES, NEW_TEMPLATE, RAW, REMOVED, SAME_MARKETS,
+    SAME_TEMPLATE, TIMES, VERSION, base, cost, micros, starts, turned, zigzag,
 };
 
 /// A snapshot that no part can hold.
@@ -19,7 +22,7 @@ use super::{
 )]
 pub(crate) struct TooLarge {
     pub(crate) event_id: i64,
-    /// 0 if the event's id and kickoff alone take more.
+    /// 0 if the event's id, kickoff and names alone take more.
     pub(crate) snapshot_id: i64,
     pub(crate) limit: usize,
 }
@@ -59,6 +62,7 @@ impl Encoder {
             done: Vec::new(),
             part: Part::new(),
         };
+        parts.bookmakers(before.bookmakers.as_deref(), after.bookmakers.as_deref())?;
         for event_id in event_ids {
             parts.event(before.event(*event_id), after.event(*event_id))?;
         }
@@ -81,6 +85,24 @@ struct Parts {
 }
 
 impl Parts {
+    fn bookmakers(
+        &mut self,
+        before: Option<&Bookmakers>,
+        after: Option<&Bookmakers>,
+    ) -> Result<(), TooLarge> {
+        let none = Bookmakers::new();
+        let (before, after) = (before.unwrap_or(&none), after.unwrap_or(&none));
+        for id in before.keys().filter(|id| !after.contains_key(id)) {
+            self.record(0, 0, |part| part.bookmaker(*id, None))?;
+        }
+        for (id, bookmaker) in after {
+            if before.get(id) != Some(bookmaker) {
+                self.record(0, 0, |part| part.bookmaker(*id, Some(bookmaker)))?;
+            }
+        }
+        Ok(())
+    }
+
     fn event(
         &mut self,
         before: Option<&CachedEvent>,
@@ -103,6 +125,15 @@ impl Parts {
         };
         if header.kickoff.is_some() {
             self.record(after.event_id, 0, |part| part.header(&header))?;
+        }
+        let has_new_names = before.is_none_or(|before| {
+            before.names != after.names || before.tournament != after.tournament
+        });
+        if has_new_names {
+            self.record(after.event_id, 0, |part| {
+                part.header(&header);
+                part.names(after);
+            })?;
         }
         let held = |key: Key<'_>| match (key, before?) {
             (Key::Betpawa(bookmaker_id), event) => event.betpawa.get(bookmaker_id),
@@ -192,6 +223,7 @@ struct Part {
     /// The event that snapshot records belong to.
     event: Option<i64>,
     sources: HashMap<Box<str>, u64>,
+    tournaments: HashMap<usize, u64>,
     /// By address. Both states hold what they name, so no address is used twice.
     kinds: HashMap<usize, u64>,
     markets: HashMap<usize, i64>,
@@ -215,6 +247,7 @@ impl Part {
             last: Last::default(),
             event: None,
             sources: HashMap::new(),
+            tournaments: HashMap::new(),
             kinds: HashMap::new(),
             markets: HashMap::new(),
             differences: Vec::new(),
@@ -236,6 +269,46 @@ impl Part {
     fn text(&mut self, text: &str) {
         self.number(text.len() as u64);
         self.bytes.extend_from_slice(text.as_bytes());
+    }
+
+    fn optional(&mut self, text: Option<&str>) {
+        self.number(text.map_or(0, |text| text.len() as u64 + 1));
+        self.bytes
+            .extend_from_slice(text.unwrap_or_default().as_bytes());
+    }
+
+    fn bookmaker(&mut self, id: i64, bookmaker: Option<&Bookmaker>) {
+        self.bytes.push(match bookmaker {
+            Some(_) => BOOKMAKER,
+            None => BOOKMAKER_GONE,
+        });
+        self.number(zigzag(id));
+        if let Some(bookmaker) = bookmaker {
+            self.optional(bookmaker.slug());
+            self.optional(bookmaker.name());
+        }
+    }
+
+    fn names(&mut self, event: &CachedEvent) {
+        self.bytes.push(NAMES);
+        for column in event.names.columns() {
+            self.optional(column);
+        }
+        let Some(tournament) = &event.tournament else {
+            return self.number(0);
+        };
+        // By address, as kinds and markets.
+        let address = Arc::<Tournament>::as_ptr(tournament).addr();
+        if let Some(index) = self.tournaments.get(&address).copied() {
+            return self.number(index + 1);
+        }
+        let index = self.tournaments.len() as u64;
+        self.tournaments.insert(address, index);
+        self.number(index + 1);
+        self.number(zigzag(tournament.id()));
+        for column in tournament.columns() {
+            self.optional(column);
+        }
     }
 
     fn event_tag(&mut self, tag: u8, event_id: i64) {

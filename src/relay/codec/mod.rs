@@ -6,6 +6,8 @@
 //! |---|---|
 //! | [`REMOVED`] | event |
 //! | [`EVENT`], [`EVENT_WITHOUT_KICKOFF`], [`EVENT_WITH_KICKOFF`] | event; the kickoff. Snapshot records of the event follow |
+//! | [`NAMES`] | the names of the event that was told last, and its tournament |
+//! | [`BOOKMAKER`], [`BOOKMAKER_GONE`] | bookmaker; its slug and name. Stands before all events |
 //! | [`GONE`] | key |
 //! | [`TIMES`] | key, times: the snapshot was only confirmed |
 //! | [`SAME_MARKETS`] | key, head: another row with the same markets |
@@ -16,6 +18,9 @@
 //!   Differences wrap around, so that every number can be told.
 //! - A key is a bookmaker's id, or with [`COMPETITOR`] in the tag an index into the part's sources. The index after the
 //!   last one defines a source.
+//! - Names are four texts. A text that may be missing is 0, or 1 more than its length and the text. A tournament is 0 for
+//!   none, else 1 more than an index into the part's tournaments. The index after the last one defines a tournament: its
+//!   id and three texts.
 //! - "Held" is the snapshot of the same event and key in the state before, never one of another record. So an event may
 //!   be split over parts.
 //! - Markets are runs, until a run of none: `length << 1 | 1` and the difference of its start copy a run of the held
@@ -38,12 +43,15 @@ pub(crate) use encode::Encoder;
 use crate::model::{Micros, PackedMarkets};
 
 /// The first byte of each part. It changes with the form, and with the form of digests.
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 
 const REMOVED: u8 = 0x40;
 const EVENT: u8 = 0x41;
 const EVENT_WITHOUT_KICKOFF: u8 = 0x42;
 const EVENT_WITH_KICKOFF: u8 = 0x43;
+const NAMES: u8 = 0x44;
+const BOOKMAKER: u8 = 0x45;
+const BOOKMAKER_GONE: u8 = 0x46;
 
 const GONE: u8 = 0;
 const TIMES: u8 = 1;

@@ -5,7 +5,10 @@ use proptest::{collection::vec, prelude::*, sample::select};
 use super::{decode::MalformedPart, *};
 use crate::{
     decode::packer::{MarketCollector, MarketRow},
-    model::{BetpawaSnapshots, CachedSnapshot, CompetitorSnapshots},
+    model::{
+        BetpawaSnapshots, Bookmaker, CachedSnapshot, CompetitorSnapshots, EventHeader, EventNames,
+        Tournament,
+    },
     store::{
         draft::Draft,
         state::{Moment, State},
@@ -23,6 +26,8 @@ struct Row {
 #[derive(Debug, Clone)]
 struct Event {
     kickoff: i64,
+    name: Option<String>,
+    tournament: u8,
     snapshots: Vec<(u8, i64, i64, Vec<Row>)>,
 }
 
@@ -37,8 +42,15 @@ fn row() -> impl Strategy<Value = Row> {
 fn content() -> impl Strategy<Value = BTreeMap<i64, Event>> {
     let time = || prop_oneof![6 => 0..4i64, 1 => select(vec![-7, i64::from(i32::MAX) * 5000])];
     let snapshot = (0..6u8, 0..4i64, time(), vec(row(), 0..5));
-    let event = (0..3i64, vec(snapshot, 1..5))
-        .prop_map(|(kickoff, snapshots)| Event { kickoff, snapshots });
+    let name = proptest::option::of("[ab\"ö]{0,3}");
+    let event = (0..3i64, name, 0..4u8, vec(snapshot, 1..5)).prop_map(
+        |(kickoff, name, tournament, snapshots)| Event {
+            kickoff,
+            name,
+            tournament,
+            snapshots,
+        },
+    );
     let id = prop_oneof![8 => 0..5i64, 1 => select(vec![i64::MIN, i64::MAX, -1])];
     vec((id, event), 0..5).prop_map(|events| events.into_iter().collect())
 }
@@ -102,6 +114,14 @@ fn fill(draft: &mut Draft, content: &BTreeMap<i64, Event>) {
     for id in held.iter().filter(|id| !content.contains_key(id)) {
         draft.remove(*id);
     }
+    // Names that depend on the content, so that tournaments and bookmakers are renamed, and bookmakers come and go.
+    let name = content.len().to_string();
+    let bookmakers = (0..content.len() as i64 % 4).map(|id| {
+        let renamed = (id == 1).then_some(name.as_str());
+        (id, Bookmaker::new(renamed, Some("name")))
+    });
+    let tournaments = (1..4).map(|id| Tournament::new(id, [Some(&name), None, Some("sport")]));
+    draft.set_lookup(bookmakers.collect(), tournaments);
     for (event_id, event) in content {
         let (mut own, mut others) = (Vec::new(), Vec::new());
         for (key, id, time, rows) in &event.snapshots {
@@ -119,10 +139,15 @@ fn fill(draft: &mut Draft, content: &BTreeMap<i64, Event>) {
                 others.push((draft.packer.source(&key.to_string()), snapshot));
             }
         }
-        let kickoff = (event.kickoff > 0).then_some(Micros(event.kickoff));
+        let id = i64::from(event.tournament);
+        let header = EventHeader {
+            kickoff: (event.kickoff > 0).then_some(Micros(event.kickoff)),
+            names: EventNames::new([event.name.as_deref(), Some("a"), None, Some("\u{202e}")]),
+            tournament: (id > 0).then(|| draft.packer.lookup.tournament(id)),
+        };
         draft.set(
             *event_id,
-            kickoff,
+            header,
             BetpawaSnapshots::new(own),
             CompetitorSnapshots::new(others),
         );
@@ -196,7 +221,15 @@ fn shown(state: &State) -> Vec<String> {
                 .iter()
                 .map(|(source, held)| (source, snapshot(held)))
                 .collect();
-            format!("{} {:?} {own:?} {others:?}", event.event_id, event.kickoff)
+            let names = (
+                event.names.columns(),
+                event.tournament(),
+                event.bookmakers(),
+            );
+            format!(
+                "{} {:?} {names:?} {own:?} {others:?}",
+                event.event_id, event.kickoff
+            )
         })
         .collect()
 }
@@ -300,7 +333,7 @@ proptest! {
     }
 
     #[test]
-    fn garbage_does_no_harm(content in content(), garbage in vec(prop_oneof![3 => 0..10u8, 1 => 0x40..0x44u8, 1 => any::<u8>()], 0..200)) {
+    fn garbage_does_no_harm(content in content(), garbage in vec(prop_oneof![3 => 0..10u8, 1 => 0x40..0x47u8, 1 => any::<u8>()], 0..200)) {
         let mut draft = Draft::default();
         fill(&mut draft, &content);
         let garbage = [&[VERSION][..], &garbage].concat();

@@ -16,6 +16,7 @@ use super::{MOST_PARTS, Need, Subscriber, questions::ask};
 use crate::{
     error::Error,
     metrics::{reload::ReloadReason, stats::WarmupStats, status::Status},
+    model::Bookmakers,
     relay::{
         address::ANSWER_TIMEOUT,
         codec::Decoder,
@@ -203,7 +204,8 @@ impl Subscriber {
             self.draft.packer = std::mem::take(&mut next.packer);
             return Ok(ReadState::Overwritten(sequence));
         };
-        // The rest has no await, so the draft changes whole (P1).
+        // The rest has no await, so the draft changes whole (P1). A whole state tells all bookmakers.
+        next.set_lookup(Bookmakers::new(), []);
         decoder.apply(&mut next);
         next.replace(&mut self.draft);
         self.draft = next;

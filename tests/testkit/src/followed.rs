@@ -386,8 +386,10 @@ pub async fn run(client: &Client, sql: &str) {
 /// - A market is `snapshot * 10 + 1` or `+ 2`. Its prices follow from its id.
 pub const SEED: &str = r#"
 insert into bookmakers (id, name, slug) values (1, 'betpawa', 'betpawa'), (2, 'other', 'other');
-insert into events (id, sportradar_id, name, home_team, away_team, kickoff)
-select e, 'sr' || e, 'home ' || e || ' - away ' || e, 'home ' || e, 'away ' || e,
+insert into sports (id, name) values (1, 'Football');
+insert into tournaments (id, sport_id, name, country) values (1, 1, 'Premier League', 'England'), (2, null, 'Cup', null);
+insert into events (id, tournament_id, sportradar_id, name, home_team, away_team, kickoff)
+select e, (array[1, 2, null, 1])[e], 'sr' || e, 'home ' || e || ' - away ' || e, 'home ' || e, 'away ' || e,
        now() at time zone 'UTC' + case e when 3 then interval '-110 minutes' when 4 then interval '-130 minutes'
                                        else e * interval '1 day' end
 from generate_series(1, 4) e;

@@ -15,13 +15,28 @@ pub const INLINE: [(&str, Option<f64>); 4] = [
 struct Event {
     event_id: i64,
     kickoff: Option<DateTime<Utc>>,
+    name: Option<String>,
+    home_team: Option<String>,
+    away_team: Option<String>,
+    sportradar_id: Option<String>,
+    tournament: Option<Tournament>,
     odds: Vec<Offer>,
+}
+
+#[derive(Serialize)]
+struct Tournament {
+    id: i64,
+    name: Option<String>,
+    country: Option<String>,
+    sport: Option<String>,
 }
 
 #[derive(Serialize)]
 struct Offer {
     bookmaker: String,
     bookmaker_id: i64,
+    bookmaker_slug: Option<String>,
+    bookmaker_name: Option<String>,
     last_confirmed_at: DateTime<Utc>,
     markets: Vec<Market>,
 }
@@ -54,27 +69,41 @@ fn event(event: &CachedEvent) -> Event {
     let own = event
         .betpawa()
         .iter()
-        .map(|(_, snapshot)| offer("betpawa", snapshot));
+        .map(|(_, snapshot)| offer(event, "betpawa", snapshot));
     let competitors = event
         .competitors()
         .iter()
-        .map(|(source, snapshot)| offer(source.as_str(), snapshot));
+        .map(|(source, snapshot)| offer(event, source.as_str(), snapshot));
+    let owned = |text: Option<&str>| text.map(str::to_owned);
     Event {
         event_id: event.event_id(),
         kickoff: event.kickoff(),
+        name: owned(event.name()),
+        home_team: owned(event.home_team()),
+        away_team: owned(event.away_team()),
+        sportradar_id: owned(event.sportradar_id()),
+        tournament: event.tournament().map(|tournament| Tournament {
+            id: tournament.id(),
+            name: owned(tournament.name()),
+            country: owned(tournament.country()),
+            sport: owned(tournament.sport()),
+        }),
         odds: own.chain(competitors).collect(),
     }
 }
 
-fn offer(bookmaker: &str, snapshot: &CachedSnapshot) -> Offer {
+fn offer(event: &CachedEvent, bookmaker: &str, snapshot: &CachedSnapshot) -> Offer {
     let shown = |market: &CachedMarket<'_>| {
         INLINE.iter().any(|(id, line)| {
             market.betpawa_market_id() == *id && (line.is_none() || market.line() == *line)
         })
     };
+    let known = event.bookmaker(snapshot.bookmaker_id());
     Offer {
         bookmaker: bookmaker.to_owned(),
         bookmaker_id: snapshot.bookmaker_id(),
+        bookmaker_slug: known.and_then(|known| Some(known.slug()?.to_owned())),
+        bookmaker_name: known.and_then(|known| Some(known.name()?.to_owned())),
         last_confirmed_at: snapshot.last_confirmed_at(),
         markets: snapshot.markets().filter(shown).map(market).collect(),
     }

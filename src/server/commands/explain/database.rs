@@ -5,7 +5,7 @@ use oddscache::sql::Table;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::oracle::ORACLE;
+use super::oracle::{self, OPTIONAL};
 use crate::server::{
     options::follow::FollowArguments,
     session::{Session, Trouble, identifier, literal},
@@ -176,7 +176,8 @@ impl<'a> Database<'a> {
     /// The event as it is committed now.
     pub(crate) async fn read(&self) -> Result<Reading, Trouble> {
         let head = "with upcoming as (";
-        let Some((comments, rest)) = ORACLE.split_once(head) else {
+        let oracle = oracle::without(&self.missing().await?);
+        let Some((comments, rest)) = oracle.split_once(head) else {
             return Err(Trouble::new("oracle.sql does not begin as expected"));
         };
         // A CTE hides the table `events`, so the oracle sees this event alone.
@@ -207,6 +208,21 @@ impl<'a> Database<'a> {
             standing: standing(row.exists, row.within, row.line.is_some()),
             event,
         })
+    }
+
+    /// The optional tables that are missing, or that the role may not read.
+    async fn missing(&self) -> Result<Vec<String>, Trouble> {
+        #[derive(Deserialize)]
+        struct Missing {
+            name: String,
+        }
+        let sql = format!(
+            "SELECT t.name FROM unnest({OPTIONAL}) AS t (name) WHERE NOT coalesce(\
+             has_table_privilege(to_regclass({} || '.' || t.name), 'SELECT'), false)",
+            literal(&self.app)
+        );
+        let rows = self.session.rows::<Missing>(&sql).await?;
+        Ok(rows.into_iter().map(|row| row.name).collect())
     }
 
     /// Whether the kickoff of `e` is within the window.

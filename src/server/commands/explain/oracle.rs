@@ -7,6 +7,17 @@ use serde_json::Value;
 /// What the cache must hold, in SQL. Its head explains it.
 pub(crate) const ORACLE: &str = include_str!("oracle.sql");
 
+/// The tables that the oracle can do without.
+pub(crate) const OPTIONAL: &str = "'{bookmakers,tournaments,sports}'::text[]";
+
+/// The oracle for a database where these tables are missing, or cannot be read.
+pub(crate) fn without(missing: &[String]) -> String {
+    let empty = |oracle: String, table: &String| {
+        oracle.replace(&format!("from {table} t"), "from (select where false) t")
+    };
+    missing.iter().fold(ORACLE.to_owned(), empty)
+}
+
 /// The value in a form that all equal values have. 2 and 2.0 are equal, and so is a time with and without fraction
 /// digits.
 pub(crate) fn normal(value: Value) -> Value {

@@ -7,13 +7,13 @@
 -- search_path says which schema.
 
 with upcoming as (
-    select e.id,
+    select e.id, to_jsonb(e) as row,
            regexp_replace(to_jsonb(e) ->> 'kickoff', '(T[0-9:.]+)$', '\1Z') as kickoff
     from events e
 ),
 -- A partitioned table may have an event twice. Then its latest kickoff counts.
 window_events as (
-    select distinct on (id) id, kickoff from upcoming where kickoff::timestamptz > $1::timestamptz
+    select distinct on (id) id, kickoff, row from upcoming where kickoff::timestamptz > $1::timestamptz
     order by id, kickoff::timestamptz desc
 ),
 
@@ -92,15 +92,44 @@ snapshots as (
            ) as snapshot
     from latest l
     left join market_lists k on k.side = l.side and k.snapshot_id = l.snapshot_id
+),
+
+-- The names of bookmakers and tournaments. Where a database lacks one of these tables, or its role may not read it, put
+-- an empty table in its place.
+bookmaker_rows as (
+    select to_jsonb(t) as row from bookmakers t
+),
+tournament_rows as (
+    select to_jsonb(t) as row from tournaments t
+),
+sport_rows as (
+    select to_jsonb(t) as row from sports t
+),
+tournament_names as (
+    select t.row ->> 'id' as id, left(t.row ->> 'name', 255) as name, left(t.row ->> 'country', 255) as country,
+           left(s.row ->> 'name', 255) as sport
+    from tournament_rows t
+    left join sport_rows s on s.row ->> 'id' = t.row ->> 'sport_id'
 )
 select w.id::bigint as event_id,
        json_build_object(
            'event_id', w.id,
            'kickoff', w.kickoff,
+           'name', left(w.row ->> 'name', 255),
+           'home_team', left(w.row ->> 'home_team', 255),
+           'away_team', left(w.row ->> 'away_team', 255),
+           'sportradar_id', left(w.row ->> 'sportradar_id', 255),
+           'tournament', case when w.row ->> 'tournament_id' is not null then json_build_object(
+               'id', w.row -> 'tournament_id', 'name', t.name, 'country', t.country, 'sport', t.sport) end,
+           'bookmakers', coalesce(json_object_agg(s.key, json_build_object(
+               'slug', left(b.row ->> 'slug', 255), 'name', left(b.row ->> 'name', 255)
+           )) filter (where s.side = 'betpawa' and b.row is not null), '{}'),
            'betpawa', coalesce(json_object_agg(s.key, s.snapshot) filter (where s.side = 'betpawa'), '{}'),
            'competitors', coalesce(json_object_agg(s.key, s.snapshot) filter (where s.side = 'competitors'), '{}')
        )::text as line
 from window_events w
 join snapshots s on s.event_id = w.id
-group by w.id, w.kickoff
+left join bookmaker_rows b on s.side = 'betpawa' and b.row ->> 'id' = s.key
+left join tournament_names t on t.id = w.row ->> 'tournament_id'
+group by w.id, w.kickoff, w.row, t.name, t.country, t.sport
 order by w.id;

@@ -3,7 +3,7 @@
 //! | event | id | data |
 //! |---|---|---|
 //! | `start` | of the current view | `as_of`, `epoch` |
-//! | `change` | of the published view | `as_of`, `epoch`, event ids: `betpawa`, `competitors` by source, `kickoffs` |
+//! | `change` | of the published view | `as_of`, `epoch`, event ids: `betpawa`, `competitors` by source, `kickoffs`, `names` |
 //! | `lagged` | of the current view | `as_of`, `epoch` |
 //!
 //! The ids of a `change` are those of the events that differ. After `start` a client reads all events, then applies
@@ -351,6 +351,7 @@ fn change_event(change: &Change, odds: Option<(&InlineMarkets, &View)>) -> Bytes
         "betpawa": change.betpawa,
         "competitors": competitors,
         "kickoffs": change.kickoffs,
+        "names": change.names,
     });
     let mut data = data.to_string().into_bytes();
     if let Some((inline, view)) = odds {

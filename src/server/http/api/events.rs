@@ -204,11 +204,21 @@ impl Serialize for Part<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let event = self.event;
         let shown = |name: &str| self.fields.is_none_or(|fields| fields.wants(name));
-        let mut fields = serializer.serialize_struct("CachedEvent", 4)?;
+        let mut fields = serializer.serialize_struct("CachedEvent", 10)?;
         fields.serialize_field("event_id", &event.event_id())?;
         fields.serialize_field("kickoff", &event.kickoff())?;
+        fields.serialize_field("name", &event.name())?;
+        fields.serialize_field("home_team", &event.home_team())?;
+        fields.serialize_field("away_team", &event.away_team())?;
+        fields.serialize_field("sportradar_id", &event.sportradar_id())?;
+        fields.serialize_field("tournament", &event.tournament())?;
+        let wanted = |id| self.only.is_none_or(|only| only.wants_own(id));
+        if shown("bookmakers") {
+            let mut known = event.bookmakers();
+            known.retain(|id, _| wanted(*id));
+            fields.serialize_field("bookmakers", &known)?;
+        }
         if shown("betpawa") {
-            let wanted = |id| self.only.is_none_or(|only| only.wants_own(id));
             let all = event.betpawa().iter();
             let wanted = Map(all.filter(|(id, _)| wanted(*id)).collect());
             fields.serialize_field("betpawa", &wanted)?;

@@ -56,10 +56,20 @@ const SNAPSHOT: &[Field] = &[
     object("markets", MARKET),
 ];
 
+const TOURNAMENT: &[Field] = &[value("id"), value("name"), value("country"), value("sport")];
+
+const BOOKMAKER: &[Field] = &[value("slug"), value("name")];
+
 /// The fields of an event with all its markets.
 pub(crate) const EVENT: &[Field] = &[
     value("event_id"),
     value("kickoff"),
+    value("name"),
+    value("home_team"),
+    value("away_team"),
+    value("sportradar_id"),
+    object("tournament", TOURNAMENT),
+    by_id("bookmakers", BOOKMAKER),
     by_id("betpawa", SNAPSHOT),
     by_id("competitors", SNAPSHOT),
 ];
@@ -77,12 +87,23 @@ const INLINE_MARKET: &[Field] = &[
 const OFFER: &[Field] = &[
     value("bookmaker"),
     value("bookmaker_id"),
+    value("bookmaker_slug"),
+    value("bookmaker_name"),
     value("last_confirmed_at"),
     object("markets", INLINE_MARKET),
 ];
 
 /// The fields of an event in the event list.
-pub(crate) const ENTRY: &[Field] = &[value("event_id"), value("kickoff"), object("odds", OFFER)];
+pub(crate) const ENTRY: &[Field] = &[
+    value("event_id"),
+    value("kickoff"),
+    value("name"),
+    value("home_team"),
+    value("away_team"),
+    value("sportradar_id"),
+    object("tournament", TOURNAMENT),
+    object("odds", OFFER),
+];
 
 /// The wanted fields of an object.
 #[derive(Debug, Clone, Default)]

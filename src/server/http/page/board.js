@@ -5,10 +5,10 @@ import { age, kickoff, price } from "./format.js";
 import { now } from "./service.js";
 import { MOVE_SHOWN, isAvailable } from "./store.js";
 
-/** Heights in px, as in board.css: a table row; the event in a card; each bookmaker's line in a card. */
-const [ROW, CARD, CARD_LINE] = [34, 46, 34];
+/** Heights in px, as in board.css: a table row; the event in a card; each bookmaker's line in a card; a tournament. */
+const [ROW, CARD, CARD_LINE, GROUP] = [34, 46, 34, 30];
 /** Widths of the columns, px. The price columns share what room is left. */
-const [EVENT_WIDTH, PRICE_WIDTH, META_WIDTH] = [186, 60, 46];
+const [EVENT_WIDTH, PRICE_WIDTH, META_WIDTH] = [320, 60, 46];
 /** Rows drawn beyond the visible ones, above and below. */
 const SPARE = 8;
 /** A price is shown as old if it was not confirmed for this long, ms. */
@@ -66,18 +66,34 @@ export function best(outcomes) {
 }
 
 /**
- * Returns a function that says whether an event matches every word of the search. A word matches the beginning of the
- * event's id or of a bookmaker's name, or any part of its kickoff.
+ * Returns a function that says whether an event matches every word of the search. A word matches any part of the names
+ * of the event, its teams and its tournament, or of its kickoff, or the beginning of its id or of a bookmaker's name.
  */
-export function matcher(search) {
+export function matcher(search, labels = new Map()) {
   const words = search.toLowerCase().split(/\s+/).filter(Boolean);
+  const begins = (name, word) => name?.toLowerCase().startsWith(word);
   return (event) =>
-    words.every((word) =>
-      /^#?\d+$/.test(word)
-        ? String(event.id).startsWith(word.replace("#", ""))
-        : [...event.sides.keys()].some((key) => key.toLowerCase().startsWith(word)) ||
-          kickoff(event.kickoff).toLowerCase().includes(word),
+    words.every(
+      (word) =>
+        event.words.includes(word) ||
+        (/^#?\d+$/.test(word)
+          ? String(event.id).startsWith(word.replace("#", ""))
+          : [...event.sides.keys()].some((key) => begins(key, word) || begins(labels.get(key), word)) ||
+            kickoff(event.kickoff).toLowerCase().includes(word)),
     );
+}
+
+/** The events by tournament, each group after a row of its own. Groups stand by name, those without one at the end. */
+function grouped(events) {
+  const groups = new Map();
+  for (const event of events) {
+    const group = groups.get(event.tournament);
+    if (group) group.push(event);
+    else groups.set(event.tournament, [event]);
+  }
+  const order = (a, b) => (a === "" ? 1 : b === "" ? -1 : a.localeCompare(b, "en"));
+  const names = [...groups.keys()].sort(order);
+  return names.flatMap((name) => [{ id: `group ${name}`, group: name || "No tournament" }, ...groups.get(name)]);
 }
 
 export class Board {
@@ -92,6 +108,8 @@ export class Board {
   #rows = new Map();
   #market = null;
   #matches = matcher("");
+  #isGrouped = false;
+  /** Events, and between them the rows of tournaments. */
   #listed = [];
   /** The top of each listed row, and the end of the last one: px below the top of the first. */
   #tops = [0];
@@ -122,7 +140,13 @@ export class Board {
   }
 
   search(text) {
-    this.#matches = matcher(text);
+    this.#matches = matcher(text, this.#store.labels);
+    this.#scroller.scrollTop = 0;
+    this.draw();
+  }
+
+  group(isGrouped) {
+    this.#isGrouped = isGrouped;
     this.#scroller.scrollTop = 0;
     this.draw();
   }
@@ -157,11 +181,13 @@ export class Board {
 
   #drawNow() {
     this.#drawHead();
-    this.#listed = this.#store.sorted.filter(this.#matches);
+    const found = this.#store.sorted.filter(this.#matches);
+    this.#listed = this.#isGrouped ? grouped(found) : found;
     const count = this.#listed.length;
     this.#tops = [0];
-    for (const event of this.#listed) {
-      this.#tops.push(this.#tops.at(-1) + (narrow.matches ? CARD + CARD_LINE * event.sides.size : ROW));
+    for (const item of this.#listed) {
+      const event = narrow.matches ? CARD + CARD_LINE * (item.sides?.size ?? 0) : ROW;
+      this.#tops.push(this.#tops.at(-1) + (item.group === undefined ? event : GROUP));
     }
     this.#table.setAttribute("aria-rowcount", count + this.#head.rows.length);
     // Only the rows from `from` to `to` are drawn. The spacers above and below are as high as all other rows.
@@ -180,20 +206,20 @@ export class Board {
     // Rows that are in their place are not moved: moving one would take its focus.
     let place = this.#above;
     wanted.forEach((event, index) => {
-      const row = this.#row(event.id);
+      const row = event.group === undefined ? this.#row(event.id) : this.#groupRow(event);
       if (place.nextElementSibling !== row) place.after(row);
       place = row;
       row.setAttribute("aria-rowindex", from + index + this.#head.rows.length + 1);
       row.classList.toggle("odd", (from + index) % 2 === 1);
-      this.#fill(row, event);
+      if (event.group === undefined) this.#fill(row, event);
     });
     document.getElementById("nothing").hidden = count > 0 || this.#store.events.size === 0;
-    this.onDrawn?.(count, this.#store.events.size);
+    this.onDrawn?.(found.length, this.#store.events.size);
   }
 
   /** Draws the head anew if the columns have changed. Then removes all rows, because they have the old columns. */
   #drawHead() {
-    const form = JSON.stringify([this.#market, this.#store.columns, this.#outcomes]);
+    const form = JSON.stringify([this.#market, this.#store.columns, this.#outcomes, [...this.#store.labels]]);
     if (form === this.#form) return;
     this.#form = form;
     for (const row of this.#rows.values()) row.remove();
@@ -204,7 +230,8 @@ export class Board {
     names.append(header("col", "event", "Event", { rowspan: 2 }));
     const meta = "the bookmaker's margin, and how long ago it was last seen to offer this";
     for (const column of this.#store.columns) {
-      names.append(header("colgroup", "first", column, { colspan: this.#outcomes.length + 1 }));
+      const label = this.#store.labels.get(column) ?? column;
+      names.append(header("colgroup", "first", label, { colspan: this.#outcomes.length + 1, title: column }));
       this.#outcomes.forEach((outcome, index) => {
         outcomes.append(header("col", index ? "" : "first", outcome));
       });
@@ -232,8 +259,8 @@ export class Board {
     if (row) return row;
     row = make("tr", { role: "row", "data-event": id });
     const header = make("th", { role: "rowheader", scope: "row", className: "event" });
-    const button = make("button", { type: "button", title: `All markets of event ${id}` });
-    button.append(make("b", { text: `#${id}` }), make("time"));
+    const button = make("button", { type: "button" });
+    button.append(make("b"), make("time"));
     header.append(button);
     row.append(header);
     row.cells_ = this.#store.columns.map((column) => {
@@ -245,6 +272,7 @@ export class Board {
         return cell;
       });
       const meta = make("td", { role: "cell", className: "meta", "data-column": column });
+      meta.dataset.label = this.#store.labels.get(column) ?? column;
       meta.append(make("span", { className: "margin" }), make("span", { className: "age" }));
       row.append(...prices, meta);
       return { prices, meta };
@@ -253,8 +281,22 @@ export class Board {
     return row;
   }
 
+  #groupRow({ id, group }) {
+    let row = this.#rows.get(id);
+    if (row) return row;
+    row = make("tr", { role: "row", className: "group" });
+    const span = 1 + this.#store.columns.length * (this.#outcomes.length + 1);
+    row.append(make("th", { role: "rowheader", scope: "rowgroup", className: "event", text: group, colspan: span }));
+    this.#rows.set(id, row);
+    return row;
+  }
+
   #fill(row, event) {
     setText(row.querySelector("time"), kickoff(event.kickoff));
+    const button = row.querySelector("button");
+    setText(button.firstElementChild, event.name);
+    const title = [event.name, event.tournament, `event ${event.id}`].filter(Boolean).join(", ");
+    if (button.title !== title) button.title = title;
     const sides = this.#store.columns.map((column) => event.sides.get(column));
     const markets = sides.map((side) => side?.markets.get(this.#market));
     const offers = markets.map((market) => (market && isAvailable(market) ? market.outcomes : []));
@@ -285,7 +327,8 @@ export class Board {
     const row = event.target.closest("tr[data-event]");
     if (!step || !row) return;
     event.preventDefault();
-    const index = this.#listed.findIndex((listed) => listed.id === Number(row.dataset.event)) + step;
+    let index = this.#listed.findIndex((listed) => listed.id === Number(row.dataset.event)) + step;
+    if (this.#listed[index]?.group !== undefined) index += step;
     const next = this.#listed[index];
     if (!next) return;
     const [top, end] = [this.#tops[index], this.#tops[index + 1]];

@@ -3,7 +3,7 @@
 import { best, make, showPrice } from "./board.js";
 import { age, kickoff } from "./format.js";
 import { Problem, ask, now, pause } from "./service.js";
-import { byColumn, isAvailable, noteMoves } from "./store.js";
+import { byColumn, eventName, isAvailable, noteMoves, tournamentName } from "./store.js";
 
 /** Markets of different bookmakers are the same if these agree. */
 const identity = ({ betpawa_market_id, line, handicap_type, handicap_home, handicap_away }) =>
@@ -131,21 +131,24 @@ export class Detail {
 
   #take(event) {
     const sides = new Map();
-    const add = (key, snapshot) => {
+    const add = (key, snapshot, label) => {
       const markets = new Map(snapshot.markets.map((market) => [identity(market), market]));
       const before = this.#sides?.get(key)?.markets;
       for (const [same, market] of markets) {
         const was = before?.get(same);
         if (was) noteMoves(was, market, Date.now());
       }
-      sides.set(key, { confirmed: Date.parse(snapshot.last_confirmed_at), markets });
+      sides.set(key, { confirmed: Date.parse(snapshot.last_confirmed_at), markets, label: label || key });
     };
-    for (const [id, snapshot] of Object.entries(event.betpawa)) add(`betpawa ${id}`, snapshot);
+    for (const [id, snapshot] of Object.entries(event.betpawa)) {
+      add(`betpawa ${id}`, snapshot, event.bookmakers[id]?.name);
+    }
     for (const [source, snapshot] of Object.entries(event.competitors)) add(source, snapshot);
     this.#sides = sides;
     this.#problem = null;
     const at = event.kickoff === null ? NaN : Date.parse(event.kickoff);
-    document.getElementById("detail-title").textContent = `Event ${event.event_id} · ${kickoff(at)}`;
+    const words = [eventName(event), kickoff(at), tournamentName(event.tournament)];
+    document.getElementById("detail-title").textContent = words.filter(Boolean).join(" · ");
     this.#draw();
   }
 
@@ -161,8 +164,9 @@ export class Detail {
         for (const { name } of market.outcomes) if (!known.outcomes.includes(name)) known.outcomes.push(name);
       }
     }
-    const form = JSON.stringify([columns, [...markets]]);
-    if (form !== this.#form) this.#build(columns, markets);
+    const labels = columns.map((column) => this.#sides.get(column).label);
+    const form = JSON.stringify([columns, labels, [...markets]]);
+    if (form !== this.#form) this.#build(columns, labels, markets);
     this.#form = form;
     for (const [same, { outcomes, margins, prices }] of this.#table) {
       const offered = columns.map((column) => this.#sides.get(column).markets.get(same));
@@ -181,14 +185,14 @@ export class Detail {
         });
       });
     }
-    const ages = columns.map((column) => `${column} ${age(now() - this.#sides.get(column).confirmed)}`);
+    const ages = columns.map((column, at) => `${labels[at]} ${age(now() - this.#sides.get(column).confirmed)}`);
     if (this.#problem === null) this.#say(`${markets.size} markets · last confirmed ${ages.join(", ")} ago`);
   }
 
-  #build(columns, markets) {
+  #build(columns, labels, markets) {
     const table = make("table");
     const head = make("tr");
-    head.append(...["Outcome", ...columns].map((text) => make("th", { scope: "col", text })));
+    head.append(...["Outcome", ...labels].map((text) => make("th", { scope: "col", text })));
     const thead = make("thead");
     thead.append(head);
     table.append(thead);

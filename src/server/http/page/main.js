@@ -147,7 +147,7 @@ async function apply(id, change) {
   const at = version(id);
   // The list that was loaded last already contains this change.
   if (at && known.version?.process === at.process && at.version <= known.version.version) return;
-  const ids = [...new Set([change.betpawa, ...Object.values(change.competitors), change.kickoffs].flat())];
+  const ids = [...new Set([change.betpawa, ...Object.values(change.competitors), change.kickoffs, change.names].flat())];
   store.apply(ids, change.odds ?? (await elements(ids)), Date.now());
   reach(at, change.as_of);
 }
@@ -351,6 +351,7 @@ function drawMarkets() {
 store.addEventListener("columns", drawMarkets);
 radios.addEventListener("change", (event) => board.show(event.target.value));
 
+element("group").addEventListener("change", (event) => board.group(event.target.checked));
 element("tools").addEventListener("submit", (event) => event.preventDefault());
 element("search").addEventListener("input", (event) => board.search(event.target.value));
 board.onDrawn = (shown, all) => {

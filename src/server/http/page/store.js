@@ -31,6 +31,16 @@ export function byColumn(a, b) {
   return own(a) - own(b) || a.localeCompare(b, "en", { numeric: true });
 }
 
+/** What people call an event: its teams, else its name, else its id. */
+export function eventName({ event_id, name, home_team, away_team }) {
+  return home_team && away_team ? `${home_team} v ${away_team}` : name || `#${event_id}`;
+}
+
+/** A tournament with its country; `""` if neither is known. */
+export function tournamentName(tournament) {
+  return [tournament?.country, tournament?.name].filter(Boolean).join(" · ");
+}
+
 /** An element of the list in the form that the board reads: kickoff in ms, bookmakers and markets by key. */
 function event(element) {
   const sides = new Map();
@@ -39,7 +49,18 @@ function event(element) {
     sides.set(columnKey(odds), { confirmed: Date.parse(odds.last_confirmed_at), markets });
   }
   const kickoff = element.kickoff === null ? Infinity : Date.parse(element.kickoff);
-  return { id: element.event_id, kickoff, sides };
+  const tournament = tournamentName(element.tournament);
+  const { name, home_team, away_team } = element;
+  const words = [name, home_team, away_team, tournament, element.tournament?.sport].filter(Boolean);
+  return {
+    id: element.event_id,
+    kickoff,
+    sides,
+    name: eventName(element),
+    tournament,
+    /** What a search finds. */
+    words: words.join(" ").toLowerCase(),
+  };
 }
 
 /** Notes in the outcomes of `now` how they moved since `before`. */
@@ -61,6 +82,8 @@ export class Store extends EventTarget {
   /** Keys of all bookmakers seen; markets by key, with their outcomes' names. Neither shrinks while a page is open. */
   columns = [];
   markets = new Map();
+  /** What people call the bookmaker of each column. */
+  labels = new Map();
   #sorted = null;
 
   /** All events by kickoff, then id. */
@@ -89,6 +112,7 @@ export class Store extends EventTarget {
       }
       const now = event(element);
       this.#learn(now);
+      for (const odds of element.odds) this.#label(columnKey(odds), odds.bookmaker_name);
       for (const [key, side] of now.sides) {
         for (const [name, market] of side.markets) {
           const was = before?.sides.get(key)?.markets.get(name);
@@ -101,6 +125,13 @@ export class Store extends EventTarget {
       if (this.#sorted) this.#sorted[this.#place(before)] = now;
     }
     this.dispatchEvent(new CustomEvent("change", { detail: new Set(ids) }));
+  }
+
+  #label(key, name) {
+    const label = name || key;
+    if (this.labels.get(key) === label) return;
+    this.labels.set(key, label);
+    this.dispatchEvent(new Event("columns"));
   }
 
   /** Where an event stands in the order. */
