@@ -241,6 +241,17 @@ pub enum Error {
         /// The status of the cache, in words.
         status: String,
     },
+    /// The database had not given this transaction id to anybody when the caller began to wait for it.
+    #[error(
+        "transaction {xid} has not begun: the next one gets the id {next}; ask pg_current_xact_id() on the server that \
+         the cache follows, in the transaction to wait for"
+    )]
+    NotBegun {
+        /// The transaction.
+        xid: u64,
+        /// The id that the next transaction gets.
+        next: u64,
+    },
     /// The view is older than the caller accepts.
     #[error("the latest view {}, more than the {} ms allowed; {status}", old(age), max_age.as_millis())]
     TooStale {

@@ -122,6 +122,15 @@ impl Proof {
         Arc::clone(&self.0.load().cut)
     }
 
+    /// The next transaction id of the server, if transaction `xid` had not begun at `asked`: a read that began later
+    /// did not find it. `None` if that is not certain. On a standby it never is, because the standby lags behind.
+    pub(crate) fn had_not_begun(&self, xid: u64, asked: Moment) -> Option<u64> {
+        let proven = self.0.load();
+        let is_later = (proven.at).is_some_and(|at| at.monotonic >= asked.monotonic);
+        let next = PgSnapshot::parse(&proven.cut.snapshot)?.xmax;
+        (is_later && !proven.cut.standby && xid >= next).then_some(next)
+    }
+
     /// Notes that the state also equals the database at this later cut. `at` is when the read began.
     pub(crate) fn renew(&self, cut: Arc<Cut>, at: Moment) {
         let at = Some(at);
@@ -315,5 +324,40 @@ impl fmt::Debug for State {
 impl fmt::Debug for View {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.debug("View", f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Only a read of a primary that began after the question can say so.
+    #[test]
+    fn a_later_read_of_a_primary_tells_that_a_transaction_had_not_begun() {
+        let cut = |standby| {
+            let snapshot = "10:20:12".to_owned();
+            let cut = Cut::default();
+            Arc::new(Cut {
+                snapshot,
+                standby,
+                ..cut
+            })
+        };
+        let before = Moment::now();
+        let at = Moment::now();
+        let proof = Proof::new(cut(false), Some(at));
+        assert_eq!(proof.had_not_begun(20, before), Some(20));
+        assert_eq!(proof.had_not_begun(19, before), None);
+        assert_eq!(proof.had_not_begun(12, before), None);
+        let later = Moment {
+            monotonic: at.monotonic + Duration::from_millis(1),
+            ..at
+        };
+        assert_eq!(proof.had_not_begun(20, later), None);
+        assert_eq!(
+            Proof::new(cut(true), Some(at)).had_not_begun(20, before),
+            None
+        );
+        assert_eq!(Proof::new(cut(false), None).had_not_begun(20, before), None);
     }
 }

@@ -71,6 +71,24 @@ async fn wait_for_times_out_while_the_transaction_is_open() {
     followed.check("both").await;
 }
 
+/// A transaction that nobody began never shows, so `wait_for` does not wait for it. Once it has begun, it does.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn wait_for_refuses_a_transaction_that_has_not_begun() {
+    let database = Database::seeded();
+    let followed = followed(&database).await;
+    let sql = "update market_odds set line = 5 where snapshot_id = 112";
+    let begun = written(&followed.app, sql).await;
+    followed.run("commit").await;
+    let far = begun + (1 << 40);
+    let error = followed.cache.wait_for(far, LONG).await;
+    let Err(Error::NotBegun { xid, next }) = error else {
+        panic!("{error:?}");
+    };
+    assert_eq!(xid, far);
+    assert!((begun + 1..far).contains(&next), "{next}");
+    followed.cache.wait_for(begun, LONG).await.expect("shown");
+}
+
 /// Changes name every event that differs: a replica that copies only these events equals the cache.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn changes_name_every_event_that_differs() {
