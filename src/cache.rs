@@ -154,15 +154,15 @@ impl OddsCache {
     ///
     /// # Errors
     /// [`Error::NotShown`] after `timeout`, or as soon as the follower has ended. [`Error::NotBegun`] as soon as a read
-    /// that began after this call finds that no transaction had this id yet: waiting would not help. Caches that follow
-    /// a standby or a relay cannot find that out.
+    /// that began after this call finds the server so far from this id that no transaction can have it: waiting would
+    /// not help. Caches that follow a standby or a relay cannot find that out.
     pub async fn wait_for(&self, xid: u64, timeout: Duration) -> Result<View, Error> {
         let asked = Moment::now();
         let shows = |state: &State| state.proof.cut().shows(xid);
         // A relay proves an age without the cut that belongs to it. Its subscribers do not know the next id either.
         let next = |state: &State| match self.change_log().next_xid {
             0 => None,
-            _ => state.proof.had_not_begun(xid, asked),
+            _ => state.proof.cannot_have_begun(xid, asked),
         };
         if !shows(&self.shared.load()) {
             self.shared.request.read_for(xid);

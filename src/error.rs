@@ -241,15 +241,15 @@ pub enum Error {
         /// The status of the cache, in words.
         status: String,
     },
-    /// The database had not given this transaction id to anybody when the caller began to wait for it.
+    /// No transaction of the database can have this id yet.
     #[error(
-        "transaction {xid} has not begun: the next one gets the id {next}; ask pg_current_xact_id() on the server that \
-         the cache follows, in the transaction to wait for"
+        "transaction {xid} has not begun: the server's ids have come to {next}; ask pg_current_xact_id() on the server \
+         that the cache follows, in the transaction to wait for"
     )]
     NotBegun {
         /// The transaction.
         xid: u64,
-        /// The id that the next transaction gets.
+        /// One more than the greatest id of a transaction that has ended.
         next: u64,
     },
     /// The view is older than the caller accepts.

@@ -19,6 +19,15 @@ pub enum Error {
         /// What the network said.
         reason: String,
     },
+    /// There is no TLS connection to the service, and waiting does not help: its certificate is not trusted, has expired
+    /// or is for another host; or it speaks no TLS.
+    #[error("no TLS connection to the service at {url}: {reason}; check the URL, and Config::ca")]
+    Tls {
+        /// Scheme, host and port.
+        url: String,
+        /// What is wrong.
+        reason: String,
+    },
     /// The answer was not whole in time. Worth trying again.
     #[error("no whole answer from {url}{path} within {} ms; raise Config::timeout if the network is slow", timeout.as_millis())]
     TimedOut {

@@ -17,7 +17,10 @@ use hyper_util::{
 use tokio::time::{Instant, timeout_at};
 
 use super::{config::Config, error::Error};
-use crate::postgres::{rustls::https, tls::Verify};
+use crate::postgres::{
+    rustls::{cause, explain, https},
+    tls::Verify,
+};
 
 /// The service closes idle connections after 75 s by default.
 const IDLE: Duration = Duration::from_secs(30);
@@ -166,9 +169,16 @@ impl Http {
         }
     }
 
-    pub(super) fn unreachable(&self, error: &dyn StdError) -> Error {
+    pub(super) fn unreachable(&self, error: &(dyn StdError + 'static)) -> Error {
+        let tls = cause(error).filter(|error| explain(error).is_some());
+        if let Some(error) = tls {
+            return Error::Tls {
+                url: self.config.base.to_string(),
+                reason: error.to_string(),
+            };
+        }
         // The last cause says most: "connection refused" rather than "client error".
-        let mut last = error;
+        let mut last: &dyn StdError = error;
         while let Some(source) = last.source() {
             last = source;
         }
