@@ -11,7 +11,7 @@ pub(crate) struct Backoff {
 }
 
 impl Backoff {
-    /// Up to 10 s, for a server that cannot be reached.
+    /// Up to 10 s, for a server or a service that cannot be reached.
     pub(crate) fn for_connections() -> Backoff {
         Backoff {
             longest: Duration::from_secs(10),

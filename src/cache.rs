@@ -19,7 +19,7 @@ use crate::{
     store::{
         changes::Changes,
         publish::{Publisher, Shared},
-        state::{State, View},
+        state::{Moment, State, View},
     },
     writer::Writer,
 };
@@ -153,22 +153,31 @@ impl OddsCache {
     /// the thread. Dropping the future is harmless. Needs a tokio runtime with time.
     ///
     /// # Errors
-    /// [`Error::NotShown`] after `timeout`, or as soon as the follower has ended.
+    /// [`Error::NotShown`] after `timeout`, or as soon as the follower has ended. [`Error::NotBegun`] as soon as a read
+    /// that began after this call finds the server so far from this id that no transaction can have it: waiting would
+    /// not help. Caches that follow a standby or a relay cannot find that out.
     pub async fn wait_for(&self, xid: u64, timeout: Duration) -> Result<View, Error> {
+        let asked = Moment::now();
         let shows = |state: &State| state.proof.cut().shows(xid);
+        // A relay proves an age without the cut that belongs to it. Its subscribers do not know the next id either.
+        let next = |state: &State| match self.change_log().next_xid {
+            0 => None,
+            _ => state.proof.cannot_have_begun(xid, asked),
+        };
         if !shows(&self.shared.load()) {
             self.shared.request.read_for(xid);
         }
-        let shown = tokio::time::timeout(timeout, self.shared.wait_until(shows)).await;
-        shown
-            .ok()
-            .flatten()
-            .map(View)
-            .ok_or_else(|| Error::NotShown {
+        let decided = |state: &State| shows(state) || next(state).is_some();
+        let decided = tokio::time::timeout(timeout, self.shared.wait_until(decided)).await;
+        match decided.ok().flatten() {
+            Some(state) if shows(&state) => Ok(View(state)),
+            Some(state) if let Some(next) = next(&state) => Err(Error::NotBegun { xid, next }),
+            _ => Err(Error::NotShown {
                 xid,
                 timeout,
                 status: self.status().to_string(),
-            })
+            }),
+        }
     }
 
     /// A stream of what each later publication changes. Take a view *after* this call: a publication in between is then

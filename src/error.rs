@@ -241,6 +241,17 @@ pub enum Error {
         /// The status of the cache, in words.
         status: String,
     },
+    /// No transaction of the database can have this id yet.
+    #[error(
+        "transaction {xid} has not begun: the server's ids have come to {next}; ask pg_current_xact_id() on the server \
+         that the cache follows, in the transaction to wait for"
+    )]
+    NotBegun {
+        /// The transaction.
+        xid: u64,
+        /// One more than the greatest id of a transaction that has ended.
+        next: u64,
+    },
     /// The view is older than the caller accepts.
     #[error("the latest view {}, more than the {} ms allowed; {status}", old(age), max_age.as_millis())]
     TooStale {

@@ -11,7 +11,7 @@ use std::{
 
 use oddscache_testkit::{
     Database, eventually,
-    service::{ended, isolate},
+    service::{Service, ended, isolate},
 };
 use serde_json::Value;
 use tokio::{
@@ -149,6 +149,7 @@ fn every_example_has_a_test_and_a_place_in_the_readme() {
         "embed_in_axum",
         "follow_changes",
         "read_your_writes",
+        "use_the_service",
         "without_postgres",
     ];
     assert_eq!(files, tried);
@@ -244,6 +245,24 @@ async fn embed_in_axum_exits_with_the_reason_if_it_cannot_start() {
     let said = timeout(Duration::from_secs(60), said).await;
     let said = said.expect("it ends").unwrap();
     said.with(1, &["FeedMissing"]);
+}
+
+/// The example reads the list once, and then follows its changes.
+#[tokio::test(flavor = "multi_thread")]
+async fn use_the_service() {
+    let database = with_odds();
+    let token = "a-token-of-the-example";
+    let served = Service::start(&database.dsn(), &["--token", token]).await;
+    served.ready().await;
+    let mut command = example("use_the_service");
+    command.env("ODDSCACHE_URL", &served.base);
+    command.env("ODDSCACHE_TOKEN", token);
+    let mut copy = Running::start(command);
+    let read = copy.line("read ").await;
+    assert!(read.starts_with("2 events, "), "{read}");
+    database.psql("delete from competitor_odds_snapshots");
+    let changed = copy.line("at ").await;
+    assert!(changed.ends_with(": 2 events, 2 offers"), "{changed}");
 }
 
 /// The example prints each move of odds once, and the end of an event.

@@ -14,13 +14,14 @@ use syn::{
 };
 
 /// The folders in their order: each may import from those before it. A file at the root of `src` counts as a folder.
-const LIBRARY: [&str; 18] = [
+const LIBRARY: [&str; 19] = [
     "error",
     "backoff",
     "model",
     "decode",
     "metrics",
     "postgres",
+    "client",
     "sql",
     "store",
     "event_list",

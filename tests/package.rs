@@ -135,7 +135,12 @@ fn the_service_without_the_demo_has_none_of_its_crates() {
 #[test]
 fn the_readme_counts_the_crates() {
     let readme = readme();
-    for (feature, features) in [("none", ""), ("`tls`", "tls"), ("`nats`", "nats")] {
+    for (feature, features) in [
+        ("none", ""),
+        ("`tls`", "tls"),
+        ("`nats`", "nats"),
+        ("`client`", "client"),
+    ] {
         let row = readme
             .lines()
             .find(|line| line.starts_with(&format!("| {feature} | ")));

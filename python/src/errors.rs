@@ -47,7 +47,9 @@ pub(crate) fn exception(py: Python<'_>, error: &Error) -> PyErr {
             "TooStale",
             (text, seconds(*age), seconds(*max_age), status),
         ),
-        Error::NotShown { xid, .. } => new(py, "NotShown", (text, *xid)),
+        Error::NotShown { xid, .. } | Error::NotBegun { xid, .. } => {
+            new(py, "NotShown", (text, *xid))
+        }
         Error::Config(_) => new(py, "ConfigError", (text,)),
         _ => new(py, "Error", (text,)),
     }

@@ -18,7 +18,7 @@ use super::{
     nats::{Nats, last_lines},
     process::Process,
 };
-use crate::server::client::{Client, Url};
+use crate::server::client::{Url, for_health_checks};
 
 /// How many caches follow the relay.
 pub(super) const SUBSCRIBERS: usize = 3;
@@ -40,7 +40,6 @@ pub(super) struct Relayed {
     nats: Nats,
     /// The database that the publishers follow.
     dsn: String,
-    client: Client,
 }
 
 /// A process `oddscache serve --relay-to`.
@@ -68,7 +67,6 @@ impl Relayed {
             publishers: BTreeMap::new(),
             nats: Nats::start(&program).await?,
             dsn,
-            client: Client::for_health_checks(REQUEST),
         };
         for number in 1..=PUBLISHERS {
             relayed.publish(number).await?;
@@ -143,7 +141,7 @@ impl Relayed {
         let begun = Instant::now();
         while begun.elapsed() < START {
             for (number, publisher) in &self.publishers {
-                let now = self.counters(publisher.address).await;
+                let now = Relayed::counters(publisher.address).await;
                 let now = now.with_context(|| format!("asking publisher {number}"))?;
                 if is(&now, before.entry(*number).or_insert_with(|| now.clone())) {
                     return Ok(*number);
@@ -154,11 +152,10 @@ impl Relayed {
         bail!("no publisher leads")
     }
 
-    async fn counters(&self, address: SocketAddr) -> anyhow::Result<RelayCounters> {
-        let url = Url::of(address, false);
-        let (_, body) = self.client.get(&url, "/v1/stats").await?;
-        let body: &[u8] = &body;
-        let stats: Stats = serde_json::from_slice(body).context("reading its statistics")?;
+    async fn counters(address: SocketAddr) -> anyhow::Result<RelayCounters> {
+        let client = for_health_checks(&Url::of(address, false), REQUEST)?;
+        let (_, body) = client.get("/v1/stats").await?;
+        let stats: Stats = serde_json::from_slice(&body).context("reading its statistics")?;
         Ok(stats.counters)
     }
 }

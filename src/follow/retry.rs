@@ -157,6 +157,7 @@ mod tests {
                 timeout: Duration::ZERO,
                 status: text(),
             },
+            Error::NotBegun { xid: 1, next: 1 },
             Error::TooStale {
                 age: Duration::ZERO,
                 max_age: Duration::ZERO,

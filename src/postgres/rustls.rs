@@ -9,9 +9,10 @@
 use std::{error::Error as StdError, io, path::Path, sync::Arc};
 
 use rustls::{
-    AlertDescription, CertificateError, ClientConfig, DigitallySignedStruct, Error as TlsError,
-    RootCertStore, SignatureScheme,
+    AlertDescription, CertificateError, ClientConfig, ConfigBuilder, DigitallySignedStruct,
+    Error as TlsError, RootCertStore, SignatureScheme,
     client::{
+        WantsClientCert,
         danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
         verify_server_cert_signed_by_trust_anchor, verify_server_name,
     },
@@ -29,28 +30,13 @@ use crate::{
 
 /// A connector with these settings. Blocks: reads files.
 pub(crate) fn connector(tls: &Tls) -> Result<MakeRustlsConnect, Error> {
-    // Do not use the process's default provider: the embedding program may have chosen another one, or none.
-    let provider = Arc::new(ring::default_provider());
     let verify = tls.verify();
     let given = match (&tls.roots, verify) {
         (_, Verify::Nothing) => Vec::new(),
         (Some(Roots::Given(pem)), _) => certificates("sslrootcert", pem)?,
-        (Some(Roots::System) | None, _) => system_roots()?,
+        (Some(Roots::System) | None, _) => system_roots("sslrootcert=system")?,
     };
-    let mut roots = RootCertStore::empty();
-    roots.add_parsable_certificates(given.iter().cloned());
-    // rustls would refuse the certificates of many PostgreSQL servers, so our own verifier decides (see `Verifier`).
-    let verifier = Verifier {
-        verify,
-        given,
-        roots,
-        provider: Arc::clone(&provider),
-    };
-    let builder = ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .map_err(|error| wrong("TLS", &error.to_string()))?
-        .dangerous()
-        .with_custom_certificate_verifier(Arc::new(verifier));
+    let builder = builder(verify, given)?;
     let mut config = match &tls.identity {
         None => builder.with_no_client_auth(),
         Some(identity) => {
@@ -62,6 +48,42 @@ pub(crate) fn connector(tls: &Tls) -> Result<MakeRustlsConnect, Error> {
     // sslnegotiation=direct requires this. Older servers ignore it.
     config.alpn_protocols = vec![b"postgresql".to_vec()];
     Ok(MakeRustlsConnect::new(config))
+}
+
+/// The settings for HTTPS: the file with the root certificates, or the system's without one. With `Verify::Nothing`
+/// neither is read. Blocks: reads files.
+#[cfg(feature = "client")]
+pub(crate) fn https(roots: Option<&Path>, verify: Verify) -> Result<ClientConfig, Error> {
+    let given = match (roots, verify) {
+        (_, Verify::Nothing) => Vec::new(),
+        (Some(path), _) => certificates("ca", &Pem::File(path.to_owned()))?,
+        (None, _) => system_roots("https")?,
+    };
+    Ok(builder(verify, given)?.with_no_client_auth())
+}
+
+fn builder(
+    verify: Verify,
+    given: Vec<CertificateDer<'static>>,
+) -> Result<ConfigBuilder<ClientConfig, WantsClientCert>, Error> {
+    // Do not use the process's default provider: the embedding program may have chosen another one, or none.
+    let provider = Arc::new(ring::default_provider());
+    let mut roots = RootCertStore::empty();
+    roots.add_parsable_certificates(given.iter().cloned());
+    // rustls would refuse the certificates of many PostgreSQL servers, so our own verifier decides (see `Verifier`).
+    let verifier = Verifier {
+        verify,
+        given,
+        roots,
+        provider: Arc::clone(&provider),
+    };
+    let builder = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(|error| wrong("TLS", &error.to_string()))?;
+    let verifier = Arc::new(verifier);
+    Ok(builder
+        .dangerous()
+        .with_custom_certificate_verifier(verifier))
 }
 
 fn wrong(what: &str, problem: &str) -> Error {
@@ -95,11 +117,11 @@ fn certificates(name: &str, pem: &Pem) -> Result<Vec<CertificateDer<'static>>, E
     }
 }
 
-fn system_roots() -> Result<Vec<CertificateDer<'static>>, Error> {
+fn system_roots(name: &str) -> Result<Vec<CertificateDer<'static>>, Error> {
     let found = rustls_native_certs::load_native_certs();
     if found.certs.is_empty() {
         return Err(wrong(
-            "sslrootcert=system",
+            name,
             "the system has no root certificates; install some (Debian: apt install ca-certificates) or name a file",
         ));
     }

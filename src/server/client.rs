@@ -1,30 +1,17 @@
-//! Asks a running service over HTTP/1.1.
+//! Where a running service is, and the library's client for it.
 
 use std::{
     fmt,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     path::Path,
     str::FromStr,
-    sync::Arc,
     time::Duration,
 };
 
-use anyhow::{Context as _, anyhow};
-use axum::http::{HeaderValue, StatusCode, Uri, header::AUTHORIZATION, uri::Scheme};
-use rustls::{
-    crypto::ring,
-    pki_types::{CertificateDer, pem::PemObject},
-};
-use tokio::task::spawn_blocking;
-use ureq::{
-    Agent,
-    tls::{Certificate, RootCerts, TlsConfig},
-};
+use axum::http::{Uri, uri::Scheme};
+use oddscache::client::{Client, Config};
 
 use super::{http::auth::Token, options::secret::Secret};
-
-/// The most bytes to read of an answer. An answer about one event has fewer.
-const MOST_BYTES: u64 = 64 << 20;
 
 /// Where a service listens: `scheme://host:port`.
 #[derive(Debug, Clone)]
@@ -74,87 +61,31 @@ impl Url {
     }
 }
 
-/// An HTTP client of the service.
-pub(crate) struct Client {
-    agent: Agent,
-    authorization: Option<HeaderValue>,
-    /// The most time that a request and its answer may take.
+/// A client that trusts the certificates of the file `ca`, or the system's roots without one. A request and its answer
+/// take at most `bound`.
+///
+/// # Errors
+/// Names what is wrong with the file or the token.
+pub(crate) fn client(
+    url: &Url,
+    ca: Option<&Path>,
+    token: Option<&Secret>,
     bound: Duration,
+) -> anyhow::Result<Client> {
+    let mut config = Config::new(&url.0)?.timeout(bound);
+    if let Some(path) = ca {
+        config = config.ca(path);
+    }
+    if let Some(Secret(token)) = Token::given(token)?.map(Token::into_secret) {
+        config = config.token(&token)?;
+    }
+    Ok(Client::new(config)?)
 }
 
-impl Client {
-    /// A client that trusts the certificates of the file `ca`, or the system's roots without one.
-    ///
-    /// # Errors
-    /// Names what is wrong with the file or the token.
-    pub(crate) fn new(
-        ca: Option<&Path>,
-        token: Option<&Secret>,
-        bound: Duration,
-    ) -> anyhow::Result<Client> {
-        let roots = match ca {
-            Some(path) => CertificateDer::pem_file_iter(path)
-                .and_then(Iterator::collect::<Result<Vec<_>, _>>)
-                .with_context(|| format!("--ca {}", path.display()))?,
-            None => rustls_native_certs::load_native_certs().certs,
-        };
-        let roots = roots
-            .iter()
-            .map(|root| Certificate::from_der(root).to_owned());
-        let tls = TlsConfig::builder().root_certs(RootCerts::from(roots));
-        let authorization = Token::given(token)?.map(|token| HeaderValue::try_from(token.header()));
-        Ok(Client {
-            agent: agent(tls, bound),
-            authorization: authorization.transpose().context("the token")?,
-            bound,
-        })
-    }
-
-    /// A client that accepts any certificate and sends no secret: for health checks of a service on this machine.
-    pub(crate) fn for_health_checks(bound: Duration) -> Client {
-        Client {
-            agent: agent(TlsConfig::builder().disable_verification(true), bound),
-            authorization: None,
-            bound,
-        }
-    }
-
-    /// Status and body of the answer to `GET path`.
-    ///
-    /// # Errors
-    /// If there is no answer, or none in time.
-    pub(crate) async fn get(&self, url: &Url, path: &str) -> anyhow::Result<(StatusCode, Vec<u8>)> {
-        let mut request = self.agent.get(format!("{url}{path}"));
-        if let Some(authorization) = &self.authorization {
-            request = request.header(AUTHORIZATION, authorization.clone());
-        }
-        let exchange = move || {
-            let mut response = request.call()?;
-            let status = response.status();
-            let body = response.body_mut().with_config().limit(MOST_BYTES);
-            Ok((status, body.read_to_vec()?))
-        };
-        let answer = spawn_blocking(exchange).await.context("asking")?;
-        answer.map_err(|error| match error {
-            ureq::Error::Timeout(_) => {
-                anyhow!("no answer within {} s", self.bound.as_secs_f32())
-            }
-            error => error.into(),
-        })
-    }
-}
-
-fn agent(tls: ureq::tls::TlsConfigBuilder, bound: Duration) -> Agent {
-    let provider = Arc::new(ring::default_provider());
-    let tls = tls.unversioned_rustls_crypto_provider(provider).build();
-    let config = Agent::config_builder()
-        .tls_config(tls)
-        .timeout_global(Some(bound))
-        .http_status_as_error(false)
-        // The token is for the named service alone: no redirect, no proxy.
-        .max_redirects(0)
-        .proxy(None);
-    config.build().new_agent()
+/// A client that accepts any certificate and sends no secret: for health checks of a service on this machine.
+pub(crate) fn for_health_checks(url: &Url, bound: Duration) -> anyhow::Result<Client> {
+    let config = Config::new(&url.0)?.timeout(bound);
+    Ok(Client::new(config.danger_accept_any_certificate())?)
 }
 
 #[cfg(test)]

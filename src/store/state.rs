@@ -122,6 +122,20 @@ impl Proof {
         Arc::clone(&self.0.load().cut)
     }
 
+    /// About the next transaction id of the server, if transaction `xid` cannot have begun at `asked`: a read that began
+    /// later found the server far from it. `None` if that is not certain. On a standby it never is, because the standby
+    /// lags behind.
+    pub(crate) fn cannot_have_begun(&self, xid: u64, asked: Moment) -> Option<u64> {
+        // `xmax` follows the latest transaction that has *ended*. Those that have begun since may have greater ids, but
+        // the ids in use never span more than half of the 32 bits that PostgreSQL stores of each.
+        const SPAN: u64 = 1 << 31;
+        let proven = self.0.load();
+        let is_later = (proven.at).is_some_and(|at| at.monotonic >= asked.monotonic);
+        let next = PgSnapshot::parse(&proven.cut.snapshot)?.xmax;
+        let is_far = xid >= next.saturating_add(SPAN);
+        (is_later && !proven.cut.standby && is_far).then_some(next)
+    }
+
     /// Notes that the state also equals the database at this later cut. `at` is when the read began.
     pub(crate) fn renew(&self, cut: Arc<Cut>, at: Moment) {
         let at = Some(at);
@@ -319,5 +333,42 @@ impl fmt::Debug for State {
 impl fmt::Debug for View {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.debug("View", f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Only a read of a primary that began after the question can say so, and only of ids that are far ahead: a
+    /// transaction that has not ended may have an id beyond those of all that have.
+    #[test]
+    fn a_later_read_of_a_primary_tells_that_a_transaction_cannot_have_begun() {
+        let cut = |standby| {
+            let snapshot = "10:20:12".to_owned();
+            let cut = Cut::default();
+            Arc::new(Cut {
+                snapshot,
+                standby,
+                ..cut
+            })
+        };
+        let far = 20 + (1 << 31);
+        let before = Moment::now();
+        let at = Moment::now();
+        let proof = Proof::new(cut(false), Some(at));
+        assert_eq!(proof.cannot_have_begun(far, before), Some(20));
+        assert_eq!(proof.cannot_have_begun(u64::MAX, before), Some(20));
+        assert_eq!(proof.cannot_have_begun(far - 1, before), None);
+        assert_eq!(proof.cannot_have_begun(12, before), None);
+        let later = Moment {
+            monotonic: at.monotonic + Duration::from_millis(1),
+            ..at
+        };
+        assert_eq!(proof.cannot_have_begun(far, later), None);
+        let of_standby = Proof::new(cut(true), Some(at));
+        assert_eq!(of_standby.cannot_have_begun(far, before), None);
+        let unproven = Proof::new(cut(false), None);
+        assert_eq!(unproven.cannot_have_begun(far, before), None);
     }
 }

@@ -71,6 +71,28 @@ async fn wait_for_times_out_while_the_transaction_is_open() {
     followed.check("both").await;
 }
 
+/// A transaction that nobody can have begun never shows, so `wait_for` does not wait for it. It does wait for one that has
+/// begun and not ended, although no snapshot of PostgreSQL tells that it exists.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn wait_for_refuses_a_transaction_that_has_not_begun() {
+    let database = Database::seeded();
+    let followed = followed(&database).await;
+    let sql = "update market_odds set line = 5 where snapshot_id = 112";
+    let begun = written(&followed.app, sql).await;
+    let soon = Duration::from_millis(200);
+    let error = followed.cache.wait_for(begun, soon).await;
+    assert!(matches!(error, Err(Error::NotShown { .. })), "{error:?}");
+    followed.run("commit").await;
+    followed.cache.wait_for(begun, LONG).await.expect("shown");
+    let far = begun + (1 << 40);
+    let error = followed.cache.wait_for(far, LONG).await;
+    let Err(Error::NotBegun { xid, next }) = error else {
+        panic!("{error:?}");
+    };
+    assert_eq!(xid, far);
+    assert!((begun + 1..far).contains(&next), "{next}");
+}
+
 /// Changes name every event that differs: a replica that copies only these events equals the cache.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn changes_name_every_event_that_differs() {

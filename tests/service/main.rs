@@ -3,6 +3,7 @@
 
 mod access;
 mod changes;
+mod client;
 mod config;
 mod cut;
 mod descriptors;

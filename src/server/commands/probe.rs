@@ -2,8 +2,10 @@
 
 use std::{net::SocketAddr, path::PathBuf, process::ExitCode, time::Duration};
 
+use anyhow::Context as _;
+
 use crate::server::{
-    client::{Client, Url},
+    client::{Url, for_health_checks},
     stdout::print_line,
 };
 
@@ -34,15 +36,15 @@ pub(crate) async fn run(arguments: ProbeArguments, path: &str) -> anyhow::Result
     let url = arguments
         .url
         .unwrap_or_else(|| Url::of(arguments.listen, arguments.tls_cert.is_some()));
-    let client = Client::for_health_checks(arguments.timeout);
-    let answer = client.get(&url, path).await;
-    let (status, body) = answer.map_err(|error| error.context(format!("asking {url}{path}")))?;
+    let client = for_health_checks(&url, arguments.timeout)?;
+    let answer = client.get(path).await;
+    let (status, body) = answer.with_context(|| format!("asking {url}{path}"))?;
     let said = sentence(&String::from_utf8_lossy(&body));
-    if status.is_success() {
+    if status == 200 {
         print_line!("{url}: {said}");
         return Ok(ExitCode::SUCCESS);
     }
-    print_line!("{url}: {}: {said}", status.as_u16());
+    print_line!("{url}: {status}: {said}");
     Ok(ExitCode::FAILURE)
 }
 

@@ -39,9 +39,9 @@ impl Token {
             .map_err(|wrong: String| Error::Config(format!("--token or ODDSCACHE_TOKEN: {wrong}")))
     }
 
-    /// The value of the header `Authorization`.
-    pub(crate) fn header(&self) -> String {
-        format!("Bearer {}", self.0.0)
+    /// The token, to send it.
+    pub(crate) fn into_secret(self) -> Secret {
+        self.0
     }
 }
 

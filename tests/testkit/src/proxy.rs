@@ -164,6 +164,11 @@ impl Proxy {
         *self.server.lock().expect("not poisoned") = Server::Socket(server);
     }
 
+    /// Leads new connections to a server at this address.
+    pub fn lead_to(&self, server: SocketAddr) {
+        *self.server.lock().expect("not poisoned") = Server::Address(server);
+    }
+
     /// Changes the setting of existing and new connections.
     pub fn set(&self, change: impl FnOnce(&mut Setting)) {
         self.setting.send_modify(change);

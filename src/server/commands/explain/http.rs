@@ -3,14 +3,14 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
-use axum::http::StatusCode;
 use chrono::{DateTime, Utc};
+use oddscache::client::Client;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio::time::{Instant, sleep};
 
 use super::arguments::ExplainArguments;
-use crate::server::client::{Client, Url};
+use crate::server::client::{Url, client};
 
 /// How often the service is asked whether it has caught up.
 pub(super) const PAUSE: Duration = Duration::from_millis(100);
@@ -42,7 +42,8 @@ pub(crate) async fn caught_up(
     arguments: &ExplainArguments,
 ) -> anyhow::Result<Service> {
     let deadline = Instant::now() + arguments.wait;
-    let client = Client::new(
+    let client = client(
+        url,
         arguments.ca.as_deref(),
         arguments.token.as_ref(),
         arguments.timeout,
@@ -59,19 +60,17 @@ pub(crate) async fn caught_up(
 
 /// Asks for the stats first, so that the event is of their cut or of a later one.
 async fn ask(url: &Url, event: i64, client: &Client) -> anyhow::Result<Service> {
-    let (status, body) = client.get(url, "/v1/stats").await?;
+    let (status, body) = client.get("/v1/stats").await?;
     ensure!(
-        status != StatusCode::UNAUTHORIZED,
+        status != 401,
         "it requires a token: --token or ODDSCACHE_TOKEN"
     );
-    ensure!(status == StatusCode::OK, "/v1/stats answers {status}");
+    ensure!(status == 200, "/v1/stats answers {status}");
     let stats = serde_json::from_slice(&body).context("/v1/stats is not what oddscache answers")?;
-    let (status, body) = client.get(url, &format!("/v1/events/{event}")).await?;
+    let (status, body) = client.get(&format!("/v1/events/{event}")).await?;
     let event = match status {
-        StatusCode::OK => {
-            Some(serde_json::from_slice(&body).context("/v1/events/{id} is no JSON")?)
-        }
-        StatusCode::NOT_FOUND | StatusCode::SERVICE_UNAVAILABLE => None,
+        200 => Some(serde_json::from_slice(&body).context("/v1/events/{id} is no JSON")?),
+        404 | 503 => None,
         status => bail!("/v1/events/{event} answers {status}"),
     };
     Ok(Service {

@@ -306,6 +306,29 @@ mod tests {
 
     use super::*;
 
+    /// A regular expression for the paths to fields of `shape`.
+    fn paths(shape: &[Field]) -> String {
+        let path = |field: &Field| match field.of {
+            [] => field.name.to_owned(),
+            of => format!("{}(\\.({}))?", field.name, paths(of)),
+        };
+        shape.iter().map(path).collect::<Vec<_>>().join("|")
+    }
+
+    #[test]
+    fn the_document_has_the_names_of_all_fields() {
+        let document: Value = serde_json::from_str(include_str!("../openapi.json")).unwrap();
+        for (name, shape) in [("event_fields", EVENT), ("listed_fields", ENTRY)] {
+            let schema = &document["components"]["parameters"][name]["schema"];
+            let paths = paths(shape);
+            assert_eq!(
+                schema["pattern"],
+                format!("^({paths})(,({paths}))*$"),
+                "{name}"
+            );
+        }
+    }
+
     /// The same in a slow and plain way.
     fn cut(value: &Value, fields: &Fields) -> Value {
         match value {

@@ -118,37 +118,66 @@ pub(crate) fn cursor((kickoff, event_id): Place) -> String {
 
 fn place(cursor: &str) -> Option<Place> {
     let (kickoff, event_id) = cursor.split_once('.')?;
+    // A place beyond all events is a place, too.
+    let number = |text: &str| {
+        let beyond = if text.starts_with('-') {
+            i64::MIN
+        } else {
+            i64::MAX
+        };
+        ids::is_number(text).then(|| text.parse().unwrap_or(beyond))
+    };
     let kickoff = match kickoff {
         "none" => None,
-        micros => Some(DateTime::from_timestamp_micros(micros.parse().ok()?)?),
+        micros => Some(number(micros).map(|micros| {
+            let (earliest, latest) = (DateTime::<Utc>::MIN_UTC, DateTime::<Utc>::MAX_UTC);
+            let beyond = if micros < 0 { earliest } else { latest };
+            DateTime::from_timestamp_micros(micros).unwrap_or(beyond)
+        })?),
     };
-    Some((kickoff, event_id.parse().ok()?))
+    Some((kickoff, number(event_id)?))
 }
 
-/// Whose snapshots are wanted.
-#[derive(Debug, Clone, PartialEq)]
-pub(crate) enum Only {
+/// Whose snapshots are wanted: those that both fields allow.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(crate) struct Only {
     /// One bookmaker of `odds_snapshots`.
-    Bookmaker(i64),
+    bookmaker: Option<i64>,
     /// `betpawa` for all of those, or a competitor.
-    Source(String),
+    source: Option<String>,
 }
 
 /// The source that stands for the snapshots of `odds_snapshots`.
 const OWN: &str = "betpawa";
 
 impl Only {
+    /// Only the snapshots of one bookmaker of `odds_snapshots`.
+    #[cfg(test)]
+    pub(crate) fn bookmaker(id: i64) -> Only {
+        Only {
+            bookmaker: Some(id),
+            source: None,
+        }
+    }
+
+    /// Only the snapshots of one source.
+    #[cfg(test)]
+    pub(crate) fn source(name: &str) -> Only {
+        Only {
+            bookmaker: None,
+            source: Some(name.to_owned()),
+        }
+    }
+
     /// Whether it wants the snapshot of this bookmaker in `odds_snapshots`.
     pub(crate) fn wants_own(&self, bookmaker_id: i64) -> bool {
-        match self {
-            Only::Bookmaker(wanted) => bookmaker_id == *wanted,
-            Only::Source(wanted) => wanted == OWN,
-        }
+        self.bookmaker.is_none_or(|wanted| wanted == bookmaker_id)
+            && self.source.as_ref().is_none_or(|wanted| wanted == OWN)
     }
 
     /// Whether it wants the snapshot of this competitor.
     pub(crate) fn wants_competitor(&self, source: &str) -> bool {
-        matches!(self, Only::Source(wanted) if wanted == source)
+        self.bookmaker.is_none() && self.source.as_ref().is_none_or(|wanted| wanted == source)
     }
 
     /// Whether it wants the snapshot with these names in the event list.
@@ -161,11 +190,11 @@ impl Only {
 
     /// Whether an event has a wanted snapshot.
     pub(crate) fn is_in(&self, event: &CachedEvent) -> bool {
-        match self {
-            Only::Bookmaker(id) => event.betpawa().get(*id).is_some(),
-            Only::Source(source) if source == OWN => !event.betpawa().is_empty(),
-            Only::Source(source) => event.competitors().get(source).is_some(),
-        }
+        event.betpawa().iter().any(|(id, _)| self.wants_own(id))
+            || event
+                .competitors()
+                .iter()
+                .any(|(source, _)| self.wants_competitor(source.as_str()))
     }
 }
 
@@ -201,15 +230,6 @@ impl Parameters {
             seen.push(name);
             parameters.set(name, &value, shape)?;
         }
-        if seen.contains(&"bookmaker") && seen.contains(&"source") {
-            return Err("give bookmaker or source, not both".to_owned());
-        }
-        let Range { from, to, .. } = &parameters.range;
-        if let (Some(from), Some(to)) = (from, to)
-            && from > to
-        {
-            return Err("from is after to: no kickoff lies between".to_owned());
-        }
         Ok(parameters)
     }
 
@@ -238,11 +258,11 @@ impl Parameters {
                 None => return wrong("the header oddscache-next of the answer before"),
             },
             "bookmaker" => match value.parse() {
-                Ok(id) => self.only = Some(Only::Bookmaker(id)),
+                Ok(id) => self.only.get_or_insert_default().bookmaker = Some(id),
                 Err(_) => return wrong("a bookmaker's id, a whole number"),
             },
             "source" if value.is_empty() => return wrong("betpawa, or a competitor's name"),
-            "source" => self.only = Some(Only::Source(value.to_owned())),
+            "source" => self.only.get_or_insert_default().source = Some(value.to_owned()),
             "fields" => self.fields = Some(Fields::read(value, shape)?),
             "odds" => match value {
                 "true" => self.odds = true,
@@ -253,20 +273,47 @@ impl Parameters {
                 Ok(xid) => self.freshness.wait_for = Some(xid),
                 Err(_) => return wrong("a whole number, as pg_current_xact_id() returns it"),
             },
-            // humantime accepts this one number without a unit.
-            "max_age" | "timeout" if value == "0" => {
-                return wrong("a time with its unit, such as 0s");
-            }
-            "max_age" | "timeout" => match humantime::parse_duration(value) {
-                Ok(time) if name == "max_age" => self.freshness.max_age = Some(time),
-                Ok(time) if time <= LONGEST_WAIT => self.freshness.timeout = Some(time),
-                Ok(_) => return Err(format!("timeout is at most {} s", LONGEST_WAIT.as_secs())),
-                Err(_) => return wrong("a time with its unit, such as 500ms or 2s"),
+            "max_age" => match duration(value) {
+                Some(time) => self.freshness.max_age = Some(time),
+                None => return wrong("a time with its unit, such as 500ms or 1m30s"),
+            },
+            "timeout" => match duration(value) {
+                Some(time) if time <= LONGEST_WAIT => self.freshness.timeout = Some(time),
+                Some(_) => return Err(format!("timeout is at most {} s", LONGEST_WAIT.as_secs())),
+                None => return wrong("a time with its unit, such as 500ms or 2s"),
             },
             name => return Err(format!("{name} means nothing here")),
         }
         Ok(())
     }
+}
+
+/// `1m30s`: up to four numbers of up to nine digits, each with a unit.
+fn duration(text: &str) -> Option<Duration> {
+    let (mut rest, mut sum) = (text, Duration::ZERO);
+    for _ in 0..4 {
+        let digits = rest.bytes().take_while(u8::is_ascii_digit).count();
+        if !(1..=9).contains(&digits) {
+            return None;
+        }
+        let (number, after) = rest.split_at(digits);
+        let letters = after.bytes().take_while(u8::is_ascii_alphabetic).count();
+        let (unit, after) = after.split_at(letters);
+        let millis = match unit {
+            "ms" => 1,
+            "s" => 1_000,
+            "m" => 60_000,
+            "h" => 3_600_000,
+            _ => return None,
+        };
+        // Nine digits fit, also in milliseconds.
+        sum += Duration::from_millis(number.parse::<u64>().ok()? * millis);
+        rest = after;
+        if rest.is_empty() {
+            return Some(sum);
+        }
+    }
+    None
 }
 
 /// Names and values, decoded.
@@ -334,7 +381,7 @@ mod tests {
         assert_eq!(range.limit, Some(2));
         let five = DateTime::from_timestamp_micros(5).unwrap();
         assert_eq!(range.after, Some((Some(five), -7)));
-        assert_eq!(parameters.only, Some(Only::Source("bet9ja".to_owned())));
+        assert_eq!(parameters.only, Some(Only::source("bet9ja")));
         assert_eq!(parameters.freshness.wait_for, Some(9));
         assert_eq!(parameters.freshness.timeout(), Duration::from_secs(1));
         assert_eq!(parameters.freshness.max_age, Some(Duration::from_secs(2)));
@@ -352,25 +399,61 @@ mod tests {
             ("limit=", "1 to 1000"),
             ("from=today", "a time such as"),
             ("from=2026-01-31T18:00:00+01:00", "%2B"),
-            (
-                "from=2026-01-31T18:00:00Z&to=2026-01-31T17:00:00Z",
-                "after to",
-            ),
             ("after=x", "oddscache-next"),
             ("after=99999999999999999999.1", "oddscache-next"),
-            ("after=9223372036854775807.1", "oddscache-next"),
+            ("after=+1.1", "oddscache-next"),
             ("bookmaker=x", "bookmaker's id"),
             ("source=", "competitor's name"),
-            ("bookmaker=1&source=betpawa", "not both"),
             ("fields=x", "event_id"),
             ("max_age=5", "unit"),
             ("timeout=0", "unit"),
+            ("max_age=1%20s", "unit"),
+            ("max_age=1s1s1s1s1s", "unit"),
+            ("max_age=1000000000ms", "unit"),
             ("timeout=1h", "at most 30 s"),
             ("wait_for=-1", "pg_current_xact_id"),
             ("ids=1,x", "whole numbers"),
         ] {
             let sentence = read(query).unwrap_err();
             assert!(sentence.contains(word), "{query}: {sentence}");
+        }
+    }
+
+    /// A generator of clients knows each parameter by itself. So no two values that are fine alone are refused together.
+    #[test]
+    fn parameters_that_exclude_each_other_match_nothing() {
+        let only = |query| read(query).unwrap().only.unwrap();
+        let both = only("bookmaker=1&source=betpawa");
+        assert!(both.wants_own(1) && !both.wants_own(2) && !both.wants_competitor("betpawa"));
+        let neither = only("source=bet9ja&bookmaker=1");
+        assert!(!neither.wants_own(1) && !neither.wants_competitor("bet9ja"));
+        assert!(read("from=2026-01-31T18:00:00Z&to=2026-01-31T17:00:00Z").is_ok());
+    }
+
+    #[test]
+    fn places_beyond_all_events_are_places() {
+        let far = |cursor| place(cursor).unwrap();
+        let latest = Some(DateTime::<Utc>::MAX_UTC);
+        assert_eq!(
+            far("9223372036854775807.9999999999999999999"),
+            (latest, i64::MAX)
+        );
+        assert_eq!(far("none.-9999999999999999999"), (None, i64::MIN));
+    }
+
+    #[test]
+    fn times_have_units() {
+        for (text, millis) in [
+            ("0s", 0),
+            ("500ms", 500),
+            ("1m30s", 90_000),
+            ("1h", 3_600_000),
+        ] {
+            assert_eq!(
+                duration(text),
+                Some(Duration::from_millis(millis)),
+                "{text}"
+            );
         }
     }
 

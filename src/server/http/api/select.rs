@@ -123,10 +123,10 @@ mod tests {
     fn only() -> impl Strategy<Value = Option<Only>> {
         prop_oneof![
             Just(None),
-            Just(Some(Only::Bookmaker(1))),
-            Just(Some(Only::Bookmaker(2))),
-            Just(Some(Only::Source("betpawa".to_owned()))),
-            Just(Some(Only::Source("bet9ja".to_owned()))),
+            Just(Some(Only::bookmaker(1))),
+            Just(Some(Only::bookmaker(2))),
+            Just(Some(Only::source("betpawa"))),
+            Just(Some(Only::source("bet9ja"))),
         ]
     }
 

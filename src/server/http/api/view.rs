@@ -1,38 +1,38 @@
 //! The view that an answer is made from.
 
-use axum::{
-    Json,
-    http::StatusCode,
-    response::{IntoResponse, Response},
-};
+use axum::{http::StatusCode, response::Response};
 use oddscache::{Error, OddsCache, View};
-use serde_json::json;
 
 use super::query::Freshness;
-use crate::server::http::{cut, problem::for_now};
+use crate::server::http::{
+    cut,
+    problem::{Reason, problem, unavailable},
+};
 
-/// The view to answer from, or 503.
+/// The view to answer from. Otherwise 503, or 409 for a transaction that does not exist.
 pub(crate) async fn view(cache: &OddsCache, freshness: &Freshness) -> Result<View, Response> {
     if !cache.is_warm() {
-        return Err(unavailable(
-            format!("not warm yet: {}", cache.status()),
-            age_ms(cache),
-        ));
+        let sentence = format!("not warm yet: {}", cache.status());
+        return Err(unavailable(Reason::Warming, sentence, age_ms(cache)));
     }
-    let stale = |error: Error| unavailable(error.to_string(), age_ms(cache));
+    let refused = |error: Error| {
+        let reason = match error {
+            // Asking again does not help, so this is no fault of the service. The request may have been right for
+            // another database, so it is not malformed either.
+            Error::NotBegun { .. } => return problem(StatusCode::CONFLICT, error.to_string()),
+            Error::NotShown { .. } => Reason::NotShown,
+            _ => Reason::TooStale,
+        };
+        unavailable(reason, error.to_string(), age_ms(cache))
+    };
     if let Some(xid) = freshness.wait_for {
         let shown = cache.wait_for(xid, freshness.timeout()).await;
-        shown.map_err(stale)?;
+        shown.map_err(refused)?;
     }
     match freshness.max_age {
-        Some(max_age) => cache.view_within(max_age).map_err(stale),
+        Some(max_age) => cache.view_within(max_age).map_err(refused),
         None => Ok(cache.view()),
     }
-}
-
-fn unavailable(message: String, age_ms: Option<u64>) -> Response {
-    let answer = Json(json!({ "error": message, "age_ms": age_ms }));
-    for_now((StatusCode::SERVICE_UNAVAILABLE, answer).into_response())
 }
 
 /// The age of the newest view, once the cache is warm.

@@ -1,6 +1,8 @@
 //! `/openapi.json` compared with real responses. The test requests everything that it documents, and every response
 //! must be documented.
 
+mod tools;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     time::Duration,
@@ -8,6 +10,8 @@ use std::{
 
 use jsonschema::{Draft, JSONSchema};
 use oddscache_testkit::{
+    connect,
+    followed::run as write,
     load::{client, events::Events},
     service::Service,
 };
@@ -16,6 +20,23 @@ use serde_json::{Value, json};
 use tokio::time::timeout;
 
 use super::{served, with_odds};
+
+/// The schemas that name all keys of their objects.
+const CLOSED: [&str; 13] = [
+    "Problem",
+    "Unavailable",
+    "Market",
+    "Snapshot",
+    "Event",
+    "EventPart",
+    "ListedOutcome",
+    "ListedMarket",
+    "Offer",
+    "ListedEvent",
+    "ListedEventPart",
+    "StreamState",
+    "StreamChange",
+];
 
 struct Document(Value);
 
@@ -35,10 +56,16 @@ impl Document {
         }
     }
 
-    /// A validator for a schema, which may refer to others of the document.
+    /// A validator for a schema, which may refer to others of the document. A client must ignore keys that it does not
+    /// know. But here each key must be documented, so the schemas are closed.
     fn validator(&self, schema: &Value) -> JSONSchema {
         let mut schema = schema.clone();
         schema["components"] = self.0["components"].clone();
+        for name in CLOSED {
+            let closed = &mut schema["components"]["schemas"][name];
+            assert!(closed["properties"].is_object(), "{name}");
+            closed["additionalProperties"] = false.into();
+        }
         let mut options = JSONSchema::options();
         options
             .with_draft(Draft::Draft202012)
@@ -149,7 +176,14 @@ async fn responses_and_the_document_agree() {
         format!("/v1/events?{some}&ids=1,2,3,4,5&bookmaker=1&fields=event_id,betpawa.markets");
     let listed = format!("/v1/list?{some}&source=betpawa&fields=kickoff,odds.markets.line");
     let parts = "/v1/events/3?fields=kickoff,competitors&source=sportybet&timeout=500ms";
-    let late = "/v1/events?wait_for=9223372036854775807&timeout=1ms";
+    // A transaction that stays open until the end of the test.
+    let open = connect(&database.dsn()).await;
+    write(&open, "begin").await;
+    let xid = open
+        .query_one("select pg_current_xact_id()::text", &[])
+        .await;
+    let xid: String = xid.expect("a row").get(0);
+    let late = format!("/v1/events?wait_for={xid}&timeout=1ms");
     let young = "/v1/events/3?max_age=1m30s&timeout=30s";
     for (path, asked, status) in [
         ("/v1/events/{id}", "/v1/events/3", 200),
@@ -164,7 +198,15 @@ async fn responses_and_the_document_agree() {
         ("/v1/events", "/v1/events", 200),
         ("/v1/events", &events, 200),
         ("/v1/events", "/v1/events?limit=0", 400),
-        ("/v1/events", late, 503),
+        ("/v1/events", &late, 503),
+        ("/v1/events", "/v1/events?wait_for=9223372036854775807", 409),
+        (
+            "/v1/events/{id}",
+            "/v1/events/3?wait_for=9223372036854775807",
+            409,
+        ),
+        ("/v1/list", "/v1/list?wait_for=9223372036854775807", 409),
+        ("/v1/dump", "/v1/dump?wait_for=9223372036854775807", 409),
         ("/v1/list", "/v1/list", 200),
         ("/v1/list", "/v1/list?limit=2", 200),
         ("/v1/list", &listed, 200),
@@ -185,6 +227,14 @@ async fn responses_and_the_document_agree() {
         seen.insert((path.to_owned(), status));
         let tag = answer.headers().get("etag").cloned();
         let body = document.check(path, asked, answer).await;
+        if status == 503 {
+            let reason = if asked == late {
+                "not_shown"
+            } else {
+                "too_stale"
+            };
+            assert_eq!(body["reason"], reason, "{asked}");
+        }
         if asked == path || asked == "/v1/events/3" {
             bodies.insert(path, body);
         }
@@ -268,7 +318,10 @@ async fn responses_and_the_document_agree() {
         let answer = cold.ask(asked, &[]).await;
         assert_eq!(answer.status(), status, "{asked}");
         seen.insert((path.to_owned(), status));
-        document.check(path, asked, answer).await;
+        let body = document.check(path, asked, answer).await;
+        if asked == "/v1/list" {
+            assert_eq!(body["reason"], "warming");
+        }
     }
 
     // This client is beyond `--most-connections`.
@@ -280,7 +333,8 @@ async fn responses_and_the_document_agree() {
         assert_eq!(answer.status(), 503, "{path}");
         assert_eq!(answer.headers()["retry-after"], "1");
         seen.insert((path.to_owned(), 503));
-        document.check(path, path, answer).await;
+        let body = document.check(path, path, answer).await;
+        assert_eq!(body["reason"], "overloaded");
     }
     drop(held);
 
