@@ -13,6 +13,7 @@ use crate::server::{
         probe::ProbeArguments, serve::ServeArguments, sql,
     },
     options::{database::DatabaseArguments, log::LogArguments},
+    version::VERSION,
 };
 
 /// Keeps the latest betting odds of every upcoming event in memory, equal to PostgreSQL, and serves them.
@@ -25,7 +26,7 @@ use crate::server::{
     doc = "\nFirst look, with nothing but PostgreSQL's server binaries installed: oddscache demo"
 )]
 #[derive(Debug, Parser)]
-#[command(version, max_term_width = 100)]
+#[command(version = VERSION, max_term_width = 100)]
 pub(crate) struct Arguments {
     #[command(subcommand)]
     pub(crate) command: Command,

@@ -16,7 +16,7 @@ use oddscache::{
 use serde_json::json;
 
 use super::{counters::HttpCounters, health};
-use crate::server::{logging, prune, stderr};
+use crate::server::{logging, prune, stderr, version::COMMIT};
 pub(crate) use requests::{Requests, count};
 use text::Text;
 
@@ -29,8 +29,9 @@ pub(crate) fn text(
     let mut text = Text::default();
     let help = "1; the labels say what is running.";
     text.family("build_info", "gauge", help);
-    let version = concat!("version=\"", env!("CARGO_PKG_VERSION"), "\"");
-    text.sample("build_info", version, 1);
+    let version = env!("CARGO_PKG_VERSION");
+    let labels = format!("version=\"{version}\",commit=\"{COMMIT}\"");
+    text.sample("build_info", &labels, 1);
     let view = cache.view();
     state(&mut text, cache, &view);
     held(&mut text, view.stats());
