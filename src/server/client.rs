@@ -10,12 +10,20 @@ use std::{
 };
 
 use anyhow::{Context as _, anyhow};
-use axum::http::{HeaderValue, StatusCode, Uri, header::AUTHORIZATION, uri::Scheme};
+use axum::{
+    body::{Body, to_bytes},
+    http::{
+        HeaderValue, Request, StatusCode, Uri,
+        header::{AUTHORIZATION, HOST},
+        uri::Scheme,
+    },
+};
+use hyper_util::rt::TokioIo;
 use rustls::{
     crypto::ring,
     pki_types::{CertificateDer, pem::PemObject},
 };
-use tokio::task::spawn_blocking;
+use tokio::{net::UnixStream, task::spawn_blocking, time::timeout};
 use ureq::{
     Agent,
     tls::{Certificate, RootCerts, TlsConfig},
@@ -155,6 +163,44 @@ fn agent(tls: ureq::tls::TlsConfigBuilder, bound: Duration) -> Agent {
         .max_redirects(0)
         .proxy(None);
     config.build().new_agent()
+}
+
+/// Status and body of the answer to `GET target` at a Unix socket, without a token.
+///
+/// # Errors
+/// If there is no answer, or none within `bound`.
+pub(crate) async fn get_at_socket(
+    socket: &Path,
+    target: &str,
+    bound: Duration,
+) -> anyhow::Result<(StatusCode, Vec<u8>)> {
+    let exchange = async {
+        let stream = TokioIo::new(UnixStream::connect(socket).await?);
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(stream).await?;
+        let request = Request::get(target)
+            .header(HOST, "localhost")
+            .body(Body::empty())?;
+        let answer = async {
+            let response = sender.send_request(request).await?;
+            let status = response.status();
+            let most = usize::try_from(MOST_BYTES).unwrap_or(usize::MAX);
+            let body = to_bytes(Body::new(response.into_body()), most).await?;
+            anyhow::Ok((status, body.to_vec()))
+        };
+        // The connection does the work of both, and ends with an error if the service breaks off.
+        tokio::select! {
+            biased;
+            answer = answer => answer,
+            ended = connection => {
+                ended?;
+                Err(anyhow!("the connection ended without an answer"))
+            }
+        }
+    };
+    match timeout(bound, exchange).await {
+        Ok(answer) => answer,
+        Err(_) => Err(anyhow!("no answer within {} s", bound.as_secs_f32())),
+    }
 }
 
 #[cfg(test)]

@@ -2,8 +2,11 @@
 #![allow(clippy::expect_used, clippy::unwrap_used)]
 
 mod access;
+mod access_log;
+mod addresses;
 mod changes;
 mod config;
+mod cors;
 mod cut;
 mod descriptors;
 mod fair;

@@ -1,8 +1,11 @@
 //! The HTTP server: read-only, JSON, under `/v1`. Each answer is made from one view.
 
+mod access_log;
+pub(crate) mod address;
 mod api;
 pub(crate) mod auth;
 mod checks;
+pub(crate) mod cors;
 mod counters;
 mod cut;
 pub(crate) mod health;
@@ -17,3 +20,4 @@ pub(crate) mod router;
 pub(crate) mod server;
 mod socket;
 pub(crate) mod tls;
+mod unix_socket;

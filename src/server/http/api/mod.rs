@@ -11,4 +11,5 @@ pub(super) mod pieces;
 pub(super) mod query;
 pub(super) mod select;
 pub(super) mod state;
+pub(super) mod stats;
 pub(super) mod view;

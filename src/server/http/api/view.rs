@@ -8,18 +8,23 @@ use axum::{
 use oddscache::{Error, OddsCache, View};
 use serde_json::json;
 
-use super::query::Freshness;
+use super::{query::Freshness, state::Api};
 use crate::server::http::{cut, problem::for_now};
 
 /// The view to answer from, or 503.
-pub(crate) async fn view(cache: &OddsCache, freshness: &Freshness) -> Result<View, Response> {
+pub(crate) async fn view(api: &Api, freshness: &Freshness) -> Result<View, Response> {
+    let cache = &api.cache;
     if !cache.is_warm() {
+        let status = api.detail.status(&cache.status());
         return Err(unavailable(
-            format!("not warm yet: {}", cache.status()),
+            format!("not warm yet: {status}"),
             age_ms(cache),
         ));
     }
-    let stale = |error: Error| unavailable(error.to_string(), age_ms(cache));
+    let stale = |error: Error| {
+        let said = api.detail.error(error, &cache.status());
+        unavailable(said, age_ms(cache))
+    };
     if let Some(xid) = freshness.wait_for {
         let shown = cache.wait_for(xid, freshness.timeout()).await;
         shown.map_err(stale)?;
