@@ -15,19 +15,20 @@ use socket2::SockRef;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream, UnixListener},
-    sync::watch,
     task::{Id, JoinError, JoinSet},
     time::{Instant, sleep, timeout},
 };
 
 use super::{
+    activity::Activity,
     address::{Address, Peer},
-    counters::HttpCounters,
-    io_timeout::{Activity, IoTimeout},
+    http2,
+    io_timeout::IoTimeout,
     limits::{Limits, SocketMode},
     pool::Pool,
+    shared::{MOST_HEADERS, Shared},
     socket::{Socket, Stream},
-    tls::Tls,
+    tls,
     unix_socket::{self, SocketFile},
 };
 
@@ -36,9 +37,6 @@ const KERNEL_MARGIN: Duration = Duration::from_secs(30);
 
 /// How often the log says that as many connections are open as may be.
 const WARN_AGAIN: Duration = Duration::from_secs(60);
-
-/// How many headers a request may have.
-const MOST_HEADERS: usize = 64;
 
 /// The pause after a failed accept. Meanwhile other tasks may free what was missing, such as descriptors.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -105,20 +103,6 @@ impl Listener {
             }
         }
     }
-}
-
-/// What every connection needs.
-#[derive(Clone)]
-pub(crate) struct Shared {
-    pub(crate) limits: Arc<Limits>,
-    pub(crate) counters: Arc<HttpCounters>,
-    pub(crate) tls: Option<Tls>,
-    /// Answers on connections within the limit.
-    pub(crate) router: Router,
-    /// Answers on connections beyond it.
-    pub(crate) turned_away: Router,
-    /// Becomes true when the server is to end.
-    pub(crate) ending: watch::Receiver<bool>,
 }
 
 /// The open connections, and their tasks.
@@ -261,6 +245,9 @@ async fn serve(
         Some(tls) => {
             let handshake = tls.acceptor().accept(stream);
             match timeout(shared.limits.head_timeout, handshake).await {
+                Ok(Ok(stream)) if tls::is_http2(&stream) => {
+                    http2::converse(stream, &shared, peer, router, activity).await
+                }
                 Ok(Ok(stream)) => converse(stream, &shared, peer, router, activity).await,
                 Ok(Err(error)) => {
                     tracing::debug!(%peer, %error, "the TLS handshake failed");
@@ -297,7 +284,7 @@ async fn converse<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     );
     let inner = TowerToHyperService::new(router);
     let service = service_fn(move |mut request: Request<Incoming>| {
-        let under_way = activity.begin(limits.answer_timeout);
+        let under_way = activity.begin(Some(limits.answer_timeout));
         request.extensions_mut().insert(peer);
         let answer = hyper::service::Service::call(&inner, request);
         async move {

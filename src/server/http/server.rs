@@ -9,7 +9,7 @@ use axum::{
 use futures_util::future::OptionFuture;
 use oddscache::{InlineMarkets, OddsCache};
 use tokio::{
-    sync::{Mutex, watch},
+    sync::{Mutex, Semaphore, watch},
     task::JoinHandle,
     time::{Instant, sleep_until, timeout_at},
 };
@@ -24,9 +24,10 @@ use super::{
     counters::HttpCounters,
     health::Health,
     limits::{Limits, SocketMode},
-    listener::{self, Listener, Shared},
+    listener::{self, Listener},
     metrics::{self, Requests},
     router::{self, Face},
+    shared::Shared,
     tls::Tls,
 };
 
@@ -240,6 +241,7 @@ impl Parts {
             .clone()
             .layer(from_fn_with_state(checks.clone(), check));
         Shared {
+            http2_requests: Arc::new(Semaphore::new(limits.most_connections)),
             limits,
             counters: Arc::clone(&self.counters),
             tls: serving.tls.clone(),

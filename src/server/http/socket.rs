@@ -21,7 +21,7 @@ use tokio::{
     net::{TcpStream, UnixStream},
 };
 
-use super::io_timeout::Activity;
+use super::activity::Activity;
 
 /// A connection of either kind.
 #[derive(Debug)]

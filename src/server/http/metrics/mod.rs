@@ -344,8 +344,12 @@ fn connections(text: &mut Text, counters: &HttpCounters) {
     let help =
         "HTTP connections closed because no request came in time; some idle ones are normal.";
     counter("silent", &counters.silent, help);
-    let help = "HTTP connections cut off because the client did not take its answer in time.";
+    let help = "HTTP connections and HTTP/2 streams cut off because the client did not take its answer in time.";
     counter("stalled", &counters.stalled, help);
+    let help = "HTTP/2 connections closed because the client cancelled too many requests.";
+    counter("flooding", &counters.flooding, help);
+    let help = "HTTP/2 requests refused because as many were under way as may be.";
+    counter("refused", &counters.refused, help);
     let help = "HTTP requests without a valid token.";
     counter("unauthorized", &counters.unauthorized, help);
     let help = "HTTP requests whose answer did not begin in time.";
