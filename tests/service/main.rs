@@ -11,6 +11,7 @@ mod cut;
 mod descriptors;
 mod fair;
 mod fetched;
+mod generated;
 mod http2;
 mod incidents;
 mod lifecycle;
