@@ -6,7 +6,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use oddscache_testkit::service::{Service, command, ended, run};
+use oddscache_testkit::{
+    nginx::Nginx,
+    service::{Service, command, ended, run},
+};
 use serde_json::Value;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -175,4 +178,30 @@ async fn the_time_outs_hold_on_a_unix_socket() {
     let end = tokio::time::timeout(Duration::from_secs(60), silent.read(&mut [0; 16])).await;
     assert_eq!(end.expect("it is cut off").unwrap_or(0), 0);
     assert!(begun.elapsed() >= Duration::from_millis(200));
+}
+
+/// A proxy on the same machine reaches the service by its socket, for answers and for streams.
+#[tokio::test]
+async fn a_proxy_uses_the_socket() {
+    let database = with_odds();
+    let folder = tempfile::tempdir().unwrap();
+    let address = format!("unix:{}", folder.path().join("http.sock").display());
+    let mut serve = command(&["serve", "--listen", &address, "--log-format", "json"]);
+    serve.env("DATABASE_URL", database.dsn());
+    let _served = Service::spawn(serve).await;
+    let location = "proxy_pass http://oddscache;";
+    let Some(nginx) = Nginx::start(&address, location).await else {
+        return;
+    };
+    let ask = async |path: &str| {
+        reqwest::get(format!("http://{}{path}", nginx.address()))
+            .await
+            .unwrap()
+    };
+    eventually("ready", async || ask("/readyz").await.status() == 200).await;
+    assert_eq!(ask("/v1/events/3").await.status(), 200);
+    let mut changes = ask("/v1/changes").await;
+    let first = tokio::time::timeout(Duration::from_secs(60), changes.chunk()).await;
+    let first = first.expect("in time").unwrap().expect("an event");
+    assert!(first.starts_with(b"event: start"), "{first:?}");
 }

@@ -41,6 +41,8 @@ pub(super) struct State {
     /// When the client must have taken the whole answer. `None` for streams, which have no end, and for HTTP/2, where
     /// `http2` bounds each answer.
     pub(super) answer_until: Option<Instant>,
+    /// When the socket last took nothing although something waited.
+    blocked_at: Option<Instant>,
     /// Woken when the answer ends, so that hyper reads again and the reading timer is armed.
     pub(super) reader: Option<Waker>,
 }
@@ -56,6 +58,7 @@ impl Activity {
                 idle_since: Instant::now(),
                 head_since: None,
                 answer_until: None,
+                blocked_at: None,
                 reader: None,
             }),
             taken: AtomicU64::new(0),
@@ -87,11 +90,15 @@ impl Activity {
 
     /// Says whether the socket takes nothing at the moment, although something waits.
     pub(super) fn set_blocked(&self, blocked: bool) {
-        self.blocked.store(blocked, Ordering::Relaxed);
+        if self.blocked.swap(blocked, Ordering::Relaxed) || blocked {
+            self.state(|state| state.blocked_at = Some(Instant::now()));
+        }
     }
 
-    pub(super) fn is_blocked(&self) -> bool {
+    /// Whether the socket took nothing at some time since then, although something waited.
+    pub(super) fn was_blocked_since(&self, since: Instant) -> bool {
         self.blocked.load(Ordering::Relaxed)
+            || self.state(|state| state.blocked_at.is_some_and(|at| at >= since))
     }
 
     /// Counts bytes that the socket has taken.

@@ -7,7 +7,7 @@
 //! |---|---|
 //! | streams of a connection | [`MOST_STREAMS`] |
 //! | streams of all connections | `most_connections`: as many answers at a time as HTTP/1.1 allows. Further ones get 503 |
-//! | the client takes nothing of an answer | `stall_timeout`, then the stream is reset |
+//! | the client takes nothing of an answer, though the socket took all that it could | `stall_timeout`, then the stream is reset |
 //! | the client takes the whole answer | `answer_timeout`, then the stream is reset |
 //! | requests that the client cancels ("rapid reset") | [`MOST_CANCELLED`] within [`INTERVAL`], then the connection ends |
 //! | bytes of a head, number of headers | as in HTTP/1.1. h2 itself answers 431, and bounds CONTINUATION frames |
@@ -301,10 +301,11 @@ impl Progress {
                 None => now + limits.stall_timeout,
                 Some(since) => {
                     let stalls = since + limits.stall_timeout;
-                    // If the socket takes nothing at all, the connection's own time-out runs. Another stream may have
-                    // used it until then.
+                    // On a slow network the streams wait for each other, which is not their client's fault. The
+                    // connection's own time-out runs while its socket takes nothing.
+                    let lately = now - limits.stall_timeout.min(now - since);
                     if times.answer_until.is_some_and(|until| until <= now)
-                        || (stalls <= now && !activity.is_blocked())
+                        || (stalls <= now && !activity.was_blocked_since(lately))
                     {
                         return;
                     }

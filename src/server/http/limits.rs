@@ -9,7 +9,8 @@ use clap::builder::RangedU64ValueParser;
 #[command(next_help_heading = "Limits of the HTTP server")]
 pub(crate) struct Limits {
     /// Connections that may be open at a time. To make room for a further one, the service closes a silent one. If
-    /// there is none, the further one gets 503, except for /livez and /readyz
+    /// there is none, the further one gets 503, except for /livez and /readyz. As many requests may be under way over
+    /// HTTP/2
     #[arg(long, env = "ODDSCACHE_MOST_CONNECTIONS", default_value_t = Limits::MOST_CONNECTIONS, value_name = "COUNT", value_parser = within(1..=100_000))]
     pub(crate) most_connections: usize,
     /// Connections beyond these. Each gets one short answer. They give a health check time to send its request while
