@@ -16,12 +16,13 @@ use serde_json::json;
 use super::{
     api::{
         changes::Hub,
+        detail::Detail,
         encoding, events, list,
         lists::Lists,
         pieces,
         query::{self, Parameters},
         state::Api,
-        stats::{Detail, stats},
+        stats::stats,
         view::age_ms,
     },
     counters::HttpCounters,

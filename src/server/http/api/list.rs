@@ -78,8 +78,8 @@ mod tests {
     use crate::server::http::{
         api::{
             changes::Hub,
+            detail::Detail,
             lists::{Lists, tests::publish},
-            stats::Detail,
         },
         metrics::Requests,
     };

@@ -1,6 +1,7 @@
 //! What answers under `/v1`.
 
 pub(super) mod changes;
+pub(super) mod detail;
 pub(super) mod encoding;
 pub(super) mod events;
 pub(super) mod fields;

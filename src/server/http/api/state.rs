@@ -5,7 +5,7 @@ use std::sync::Arc;
 use axum::extract::FromRef;
 use oddscache::{InlineMarkets, OddsCache};
 
-use super::{changes::Hub, lists::Lists, select::Order, stats::Detail};
+use super::{changes::Hub, detail::Detail, lists::Lists, select::Order};
 use crate::server::http::metrics::Requests;
 
 /// Everything that answers are made from. Cheap to clone.
