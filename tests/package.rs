@@ -241,3 +241,50 @@ fn the_package_has_all_files_it_needs_and_no_large_ones() {
     }
     assert!(total < 5 * 1024 * 1024, "{total} bytes in all");
 }
+
+/// The build script takes the commit from the variable, else from the file that cargo puts into a package. It asks no
+/// git, and a build without changes does not run it again.
+#[test]
+fn the_build_script_finds_the_commit() {
+    let folder = tempfile::tempdir().unwrap();
+    let script = folder.path().join("script");
+    let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
+    let mut compile = Command::new(rustc);
+    compile.args(["--edition=2024", "build.rs", "-o"]);
+    assert!(compile.arg(&script).status().expect("rustc runs").success());
+    let commit = "34b1341c0ffee34b1341c0ffee34b1341c0ffee0";
+    let packaged = |dirty: &str| {
+        format!(
+            "{{\n  \"git\": {{\n    \"sha1\": \"{commit}\"{dirty}\n  }},\n  \"path_in_vcs\": \"\"\n}}"
+        )
+    };
+    for (variable, file, found) in [
+        (None, None, "BUILT_FROM=unknown\n"),
+        (None, Some(packaged("")), commit),
+        (
+            None,
+            Some(packaged(",\n    \"dirty\": true")),
+            "BUILT_FROM=unknown\n",
+        ),
+        (None, Some("{}".to_owned()), "BUILT_FROM=unknown\n"),
+        (Some("v1.2-7"), Some(packaged("")), "BUILT_FROM=v1.2-7\n"),
+        (Some(""), Some(packaged("")), commit),
+        (Some("a\"b"), None, "cargo::error=ODDSCACHE_COMMIT"),
+    ] {
+        let package = tempfile::tempdir().unwrap();
+        if let Some(text) = &file {
+            std::fs::write(package.path().join(".cargo_vcs_info.json"), text).unwrap();
+        }
+        let mut run = Command::new(&script);
+        run.env_remove("ODDSCACHE_COMMIT")
+            .env("CARGO_MANIFEST_DIR", package.path());
+        let output = run
+            .envs(variable.map(|value| ("ODDSCACHE_COMMIT", value)))
+            .output();
+        let output = String::from_utf8(output.expect("it runs").stdout).unwrap();
+        assert!(output.contains(found), "{variable:?} {file:?}: {output}");
+        // Cargo would build everything again each time if it had to watch a file that is not there.
+        let watched = output.contains("rerun-if-changed=.cargo_vcs_info.json");
+        assert_eq!(watched, file.is_some(), "{output}");
+    }
+}

@@ -13,6 +13,7 @@ use crate::server::{
         probe::ProbeArguments, serve::ServeArguments, sql,
     },
     options::{database::DatabaseArguments, log::LogArguments},
+    version::VERSION,
 };
 
 /// Keeps the latest betting odds of every upcoming event in memory, equal to PostgreSQL, and serves them.
@@ -25,7 +26,7 @@ use crate::server::{
     doc = "\nFirst look, with nothing but PostgreSQL's server binaries installed: oddscache demo"
 )]
 #[derive(Debug, Parser)]
-#[command(version, max_term_width = 100)]
+#[command(version = VERSION, max_term_width = 100)]
 pub(crate) struct Arguments {
     #[command(subcommand)]
     pub(crate) command: Command,
@@ -81,6 +82,16 @@ pub(crate) enum Command {
     Health(ProbeArguments),
     /// Tell whether a running service is ready (/readyz): ends with code 0 if so, else with 1
     Ready(ProbeArguments),
+    /// Print the completions of a shell: oddscache completions bash > /etc/bash_completion.d/oddscache
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+    /// Write the manual, a page for each command, into a folder such as /usr/local/share/man/man1
+    Man {
+        /// The folder, which must exist
+        folder: PathBuf,
+    },
     /// Show it all on a private throw-away PostgreSQL with simulated bookmakers
     ///
     /// Needs PostgreSQL's server binaries, but no running server and no configuration. Ctrl-C ends all that it started

@@ -1,6 +1,7 @@
 //! Reads the command line and the settings, and runs the command.
 
 mod args;
+mod generate;
 mod settings;
 
 use std::process::ExitCode;
@@ -64,6 +65,8 @@ async fn run(command: Command, origins: &Origins) -> anyhow::Result<ExitCode> {
     match command {
         Command::Serve(arguments) => serve::run(*arguments).await,
         Command::Config(_) => settings::run(origins),
+        Command::Completions { shell } => generate::completions(shell),
+        Command::Man { folder } => generate::man(&folder),
         Command::Dump(arguments) => dump::run(arguments).await,
         Command::Sql { database, script } => {
             let config = if script.needs_database() {

@@ -53,6 +53,7 @@ use tokio::{
 use crate::server::{
     commands::sql,
     http::{
+        address::Address,
         router::default_inline,
         server::{Server, Serving},
     },
@@ -187,7 +188,8 @@ async fn show(
     for config in configs {
         let (cache, follower) = OddsCache::connect(config);
         let serving = Serving::default();
-        servers.push(Server::start(listen, &cache, serving, default_inline()).await?);
+        let address = Address::Tcp(listen);
+        servers.push(Server::start(address, &cache, serving, default_inline()).await?);
         listen.set_port(0);
         tasks.spawn(async move { follower.run().await.context("the follower") });
         caches.push(cache);
@@ -195,7 +197,10 @@ async fn show(
     for cache in &caches {
         cache.ready().await?;
     }
-    let addresses: Vec<SocketAddr> = servers.iter().map(|server| server.address).collect();
+    let addresses: Vec<Address> = servers
+        .iter()
+        .map(|server| server.address.clone())
+        .collect();
     introduce(&caches, &addresses, &server_version, &dsn);
     if let Some(relayed) = &relayed {
         introduce_relay(relayed, &addresses).await?;
@@ -242,7 +247,7 @@ async fn show(
 }
 
 /// Says what was warmed up, and where to look.
-fn introduce(caches: &[OddsCache], addresses: &[SocketAddr], server_version: &str, dsn: &str) {
+fn introduce(caches: &[OddsCache], addresses: &[Address], server_version: &str, dsn: &str) {
     let ([cache, ..], [address, ..]) = (caches, addresses) else {
         return;
     };
@@ -277,7 +282,7 @@ fn introduce(caches: &[OddsCache], addresses: &[SocketAddr], server_version: &st
 }
 
 /// Says who publishes to the relay, and who follows it.
-async fn introduce_relay(relayed: &Relayed, subscribers: &[SocketAddr]) -> anyhow::Result<()> {
+async fn introduce_relay(relayed: &Relayed, subscribers: &[Address]) -> anyhow::Result<()> {
     print_line!("\nat the relay's processes and caches");
     let leader = relayed.leader().await?;
     for (number, address) in relayed.addresses() {

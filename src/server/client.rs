@@ -8,8 +8,14 @@ use std::{
     time::Duration,
 };
 
-use axum::http::{Uri, uri::Scheme};
+use anyhow::anyhow;
+use axum::{
+    body::{Body, to_bytes},
+    http::{Request, Uri, header::HOST, uri::Scheme},
+};
+use hyper_util::rt::TokioIo;
 use oddscache::client::{Client, Config};
+use tokio::{net::UnixStream, time::timeout};
 
 use super::{http::auth::Token, options::secret::Secret};
 
@@ -86,6 +92,46 @@ pub(crate) fn client(
 pub(crate) fn for_health_checks(url: &Url, bound: Duration) -> anyhow::Result<Client> {
     let config = Config::new(&url.0)?.timeout(bound);
     Ok(Client::new(config.danger_accept_any_certificate())?)
+}
+
+/// An answer at a Unix socket that is longer than this is refused. It is a sentence or two.
+const MOST_BYTES: usize = 64 << 10;
+
+/// Status and body of the answer to `GET target` at a Unix socket, without a token.
+///
+/// # Errors
+/// If there is no answer, or none within `bound`.
+pub(crate) async fn get_at_socket(
+    socket: &Path,
+    target: &str,
+    bound: Duration,
+) -> anyhow::Result<(u16, Vec<u8>)> {
+    let exchange = async {
+        let stream = TokioIo::new(UnixStream::connect(socket).await?);
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(stream).await?;
+        let request = Request::get(target)
+            .header(HOST, "localhost")
+            .body(Body::empty())?;
+        let answer = async {
+            let response = sender.send_request(request).await?;
+            let status = response.status();
+            let body = to_bytes(Body::new(response.into_body()), MOST_BYTES).await?;
+            anyhow::Ok((status.as_u16(), body.to_vec()))
+        };
+        // The connection does the work of both, and ends with an error if the service breaks off.
+        tokio::select! {
+            biased;
+            answer = answer => answer,
+            ended = connection => {
+                ended?;
+                Err(anyhow!("the connection ended without an answer"))
+            }
+        }
+    };
+    match timeout(bound, exchange).await {
+        Ok(answer) => answer,
+        Err(_) => Err(anyhow!("no answer within {} s", bound.as_secs_f32())),
+    }
 }
 
 #[cfg(test)]

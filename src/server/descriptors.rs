@@ -29,20 +29,26 @@ pub(crate) fn raise() -> Option<u64> {
 }
 
 /// Lowers the limits of HTTP connections to fit the limit of open files. Otherwise clients could use up all files, and
-/// the service could neither accept a health check nor connect to the database again.
-pub(crate) fn fit(limits: &mut Limits, open_files: Option<u64>) {
+/// the service could neither accept a health check nor connect to the database again. `of_operators` connections of
+/// another address come on top.
+pub(crate) fn fit(limits: &mut Limits, open_files: Option<u64>, of_operators: usize) {
     let Some(open_files) = open_files.and_then(|most| usize::try_from(most).ok()) else {
         return;
     };
     limits.most_beyond = limits.most_beyond.min(open_files / 4);
-    let left = open_files.saturating_sub(limits.most_beyond + OTHERS);
+    let left = open_files.saturating_sub(limits.most_beyond + OTHERS + of_operators);
     limits.most_connections = limits.most_connections.min(left).max(1);
 }
 
 /// Warns if [`fit`] left fewer connections than `wanted`.
-pub(crate) fn warn_if_few(limits: &Limits, wanted: usize, open_files: Option<u64>) {
+pub(crate) fn warn_if_few(
+    limits: &Limits,
+    wanted: usize,
+    open_files: Option<u64>,
+    of_operators: usize,
+) {
     if limits.most_connections < wanted {
-        let needed = wanted + Limits::MOST_BEYOND + OTHERS;
+        let needed = wanted + Limits::MOST_BEYOND + OTHERS + of_operators;
         tracing::warn!(
             open_files,
             needed,
@@ -72,7 +78,7 @@ mod tests {
                 most_connections: wanted,
                 ..Limits::default()
             };
-            fit(&mut limits, open_files);
+            fit(&mut limits, open_files, 0);
             let found = (limits.most_connections, limits.most_beyond);
             assert_eq!(found, (usual, beyond), "{wanted}, {open_files:?}");
         }

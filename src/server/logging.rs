@@ -3,7 +3,7 @@
 //! # Invariants
 //! - N1: a call site writes at most `--log-repeats` messages within [`INTERVAL`].
 //! - N2: memory is one entry for each call site that has logged. A program has a fixed number of call sites.
-//! - N3: all debug and trace messages are written.
+//! - N3: all debug and trace messages are written, and all lines of the access log.
 //!
 //! For each call site, a further message says how many of its messages were held back. It comes 10 to 20 s later, or at
 //! the end of the process.
@@ -48,6 +48,9 @@ const INTERVAL: Duration = Duration::from_secs(10);
 
 /// The target of messages that say how often another one was repeated. They are never held back.
 const REPEATS: &str = "oddscache::repeats";
+
+/// The target of the access log. Its lines do not repeat a message, so they are never held back.
+pub(crate) const ACCESS: &str = "oddscache::access";
 
 /// SIGUSR2 adds this to the filter.
 const MORE: &str = "oddscache=debug";
@@ -248,7 +251,7 @@ impl Repeats {
         let (metadata, now) = (event.metadata(), Instant::now());
         let level = *metadata.level();
         self.counts[index(level)].fetch_add(1, Ordering::Relaxed);
-        if self.most == 0 || level > Level::INFO || metadata.target() == REPEATS {
+        if self.most == 0 || level > Level::INFO || matches!(metadata.target(), REPEATS | ACCESS) {
             return true;
         }
         let mut sites = self.sites.lock().unwrap_or_else(PoisonError::into_inner);

@@ -18,3 +18,4 @@ pub(crate) mod signals;
 pub(crate) mod stderr;
 pub(crate) mod stdout;
 mod systemd;
+pub(crate) mod version;

@@ -120,14 +120,27 @@ pub(super) async fn shake_hands(
     address: SocketAddr,
     ca: &str,
 ) -> Result<TlsStream<TcpStream>, String> {
+    shake_hands_for(address, ca, &[]).await
+}
+
+/// The same, for one of these protocols.
+pub(super) async fn shake_hands_for(
+    address: SocketAddr,
+    ca: &str,
+    protocols: &[&str],
+) -> Result<TlsStream<TcpStream>, String> {
     let mut roots = RootCertStore::empty();
     let ca = CertificateDer::from_pem_slice(ca.as_bytes()).unwrap();
     roots.add(ca).unwrap();
-    let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+    let mut config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
         .with_safe_default_protocol_versions()
         .unwrap()
         .with_root_certificates(roots)
         .with_no_client_auth();
+    config.alpn_protocols = protocols
+        .iter()
+        .map(|name| name.as_bytes().to_vec())
+        .collect();
     let socket = TcpSocket::new_v4().unwrap();
     socket.set_recv_buffer_size(4096).unwrap();
     let stream = socket.connect(address).await.unwrap();

@@ -2,13 +2,18 @@
 #![allow(clippy::expect_used, clippy::unwrap_used)]
 
 mod access;
+mod access_log;
+mod addresses;
 mod changes;
 mod client;
 mod config;
+mod cors;
 mod cut;
 mod descriptors;
 mod fair;
 mod fetched;
+mod generated;
+mod http2;
 mod incidents;
 mod lifecycle;
 mod limits;

@@ -2,7 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use oddscache_testkit::eventually;
+use oddscache_testkit::{
+    eventually,
+    service::{command, ended},
+};
 
 use super::served;
 
@@ -126,7 +129,13 @@ async fn metrics_agree_with_the_database_and_with_the_statistics() {
     };
     let stats = served.json("/v1/stats").await;
     assert_eq!(sum("oddscache_memory_bytes{part="), stats["memory_bytes"]);
-    assert_eq!(first["oddscache_build_info{version=\"0.1.0\"}"], 1.0);
+    // `--version` and the metric name the same commit.
+    let printed = ended(&mut command(&["--version"])).ok().out;
+    let commit = printed.trim_end().strip_prefix("oddscache 0.1.0 (");
+    let commit = commit.and_then(|rest| rest.strip_suffix(')'));
+    let commit = commit.unwrap_or_else(|| panic!("{printed}"));
+    let built = format!("oddscache_build_info{{version=\"0.1.0\",commit=\"{commit}\"}}");
+    assert_eq!(first.get(&built), Some(&1.0), "{built}");
     assert!(first["process_resident_memory_bytes"] > 1e6);
     let now = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap();
     let up = now.as_secs_f64() - first["process_start_time_seconds"];

@@ -1,18 +1,20 @@
 //! `oddscache serve`: one follower and one HTTP server, which end together.
 
-use std::{net::SocketAddr, process::ExitCode, sync::Arc, time::Duration};
+use std::{process::ExitCode, sync::Arc, time::Duration};
 
 use anyhow::Context;
 use clap::Args;
-use oddscache::{Config, InlineMarkets, OddsCache};
+use oddscache::{Config, Error, InlineMarkets, OddsCache};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::server::{
     descriptors,
     http::{
+        address::Address,
         auth::{Access, AccessArguments},
+        cors::Origin,
         health::{Health, Patience},
-        limits::Limits,
+        limits::{Limits, SocketMode},
         router::{INLINE_MARKETS, inline_market},
         server::{Server, Serving},
         tls::{Tls, TlsArguments},
@@ -30,15 +32,40 @@ pub(crate) struct ServeArguments {
     pub(crate) follow: FollowArguments,
     #[command(flatten)]
     pub(crate) relay: RelayArguments,
-    /// Where to serve HTTP. It is read-only, but anybody who can connect can read: keep it on loopback or a private
-    /// network, or require a token and use TLS
+    /// Where to serve HTTP: an address and a port, or unix:/PATH for a Unix socket. It is read-only, but anybody who can
+    /// connect can read: keep it on loopback or a private network, or require a token and use TLS
     #[arg(
         long,
         env = "ODDSCACHE_LISTEN",
         default_value = "127.0.0.1:7979",
         value_name = "ADDRESS:PORT"
     )]
-    pub(crate) listen: SocketAddr,
+    pub(crate) listen: Address,
+    /// Where to serve what operators alone need: /metrics, /livez, /readyz, and /v1/stats in full. They are then no
+    /// longer at --listen, whose /v1/stats and errors tell no names of servers, roles and triggers. The same token, TLS
+    /// and limits apply, with up to 64 connections of its own
+    #[arg(long, env = "ODDSCACHE_ADMIN_LISTEN", value_name = "ADDRESS:PORT")]
+    pub(crate) admin_listen: Option<Address>,
+    /// The permissions of Unix sockets, in octal
+    #[arg(
+        long,
+        env = "ODDSCACHE_SOCKET_MODE",
+        default_value = "660",
+        value_name = "MODE"
+    )]
+    pub(crate) socket_mode: SocketMode,
+    /// Let pages of this origin read the answers in a browser (CORS): https://board.example. Several are separated by
+    /// commas, or given by several flags. * is every origin, and is refused if a token is required
+    #[arg(
+        long,
+        env = "ODDSCACHE_CORS_ORIGIN",
+        value_delimiter = ',',
+        value_name = "ORIGIN"
+    )]
+    pub(crate) cors_origin: Vec<Origin>,
+    /// Log each request when its answer has ended, with the id of x-request-id or a new one, which the answer gets too
+    #[arg(long, env = "ODDSCACHE_ACCESS_LOG")]
+    pub(crate) access_log: bool,
     /// The markets in /v1/list: ids as in betpawa_market_id. If a market has several lines, a colon and a line choose
     /// one
     #[arg(
@@ -88,19 +115,43 @@ pub(crate) async fn run(arguments: ServeArguments) -> anyhow::Result<ExitCode> {
     );
     let mut limits = arguments.limits.clone();
     let wanted = limits.most_connections;
-    descriptors::fit(&mut limits, open_files);
+    let of_operators = match &arguments.admin_listen {
+        Some(_) => Limits::MOST_OF_OPERATORS + Limits::MOST_OF_OPERATORS_BEYOND,
+        None => 0,
+    };
+    descriptors::fit(&mut limits, open_files, of_operators);
+    let access = Access::new(arguments.access.clone())?;
+    if access.is_restricted() && arguments.cors_origin.iter().any(Origin::is_any) {
+        return Err(Error::Config(
+            "--cors-origin * would let every page in a browser use the tokens that it gets hold of: name the origins, \
+             or require no token"
+                .to_owned(),
+        )
+        .into());
+    }
     let serving = Serving {
         limits,
-        access: Access::new(arguments.access.clone())?,
+        access,
         tls: Tls::new(&arguments.tls)?,
         health: Arc::new(Health::new(arguments.ready_max_age, patience)),
+        admin: arguments.admin_listen.clone(),
+        cors: arguments.cors_origin.clone(),
+        access_log: arguments.access_log,
+        socket_mode: arguments.socket_mode,
     };
     let (cache, follower) = OddsCache::connect(config.clone());
     let inline = InlineMarkets::new(arguments.inline_markets);
     let server = Server::start(arguments.listen, &cache, serving.clone(), inline).await?;
-    tracing::info!(address = %server.address, "serving HTTP; /readyz says when it is warm");
-    serving.warn_if_exposed(server.address);
-    descriptors::warn_if_few(&serving.limits, wanted, open_files);
+    if let Some(address) = &server.admin {
+        // Under another name, because programs read where readers connect.
+        tracing::info!(admin_address = %address, "serving operators; /readyz says when it is warm");
+        serving.warn_if_exposed(address);
+        tracing::info!(address = %server.address, "serving HTTP");
+    } else {
+        tracing::info!(address = %server.address, "serving HTTP; /readyz says when it is warm");
+    }
+    serving.warn_if_exposed(&server.address);
+    descriptors::warn_if_few(&serving.limits, wanted, open_files, of_operators);
     let notifier = Notifier::from_environment();
     let publisher = arguments.relay.to()?.map(|relay| cache.relay_to(relay));
     let publish = async {

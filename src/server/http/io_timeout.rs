@@ -7,177 +7,24 @@
 //! | the client to take more of an answer | `stall_timeout` after it last took some |
 //! | the client to take the whole answer | `answer_timeout` after its request |
 //!
+//! Over HTTP/2 the second line does not apply: a part of a head costs memory for one head, and the connection is idle
+//! meanwhile. The last two apply to each answer, and `http2` has them: only the stream knows whether its client takes it.
+//!
 //! While we make an answer, the client waits for us. `checks` bounds that by `request_timeout`.
 
 use std::{
     io,
     pin::Pin,
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering},
-    },
-    task::{Context, Poll, Waker, ready},
-    time::Duration,
+    sync::{Arc, atomic::Ordering},
+    task::{Context, Poll, ready},
 };
 
-use axum::body::{Body, Bytes, HttpBody};
-use hyper::body::{Frame, SizeHint};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     time::{Instant, Sleep, sleep_until},
 };
 
-use super::{counters::HttpCounters, limits::Limits};
-
-/// The state of a connection that its time-outs depend on.
-#[derive(Debug)]
-pub(crate) struct Activity {
-    state: Mutex<State>,
-    /// How many bytes the socket has taken. What was written to TLS may still be in its buffers.
-    taken: AtomicU64,
-}
-
-#[derive(Debug)]
-struct State {
-    /// Between a request's head and the end of its answer.
-    under_way: bool,
-    /// True from a request's head until the socket has taken the whole answer.
-    unsent: bool,
-    /// Whether the head of a request has come.
-    has_asked: bool,
-    /// When the last answer ended, or the connection began.
-    idle_since: Instant,
-    /// When the first byte of a head came.
-    head_since: Option<Instant>,
-    /// When the client must have taken the whole answer. `None` for streams, which have no end.
-    answer_until: Option<Instant>,
-    /// Woken when the answer ends, so that hyper reads again and the reading timer is armed.
-    reader: Option<Waker>,
-}
-
-impl Activity {
-    pub(crate) fn new() -> Activity {
-        Activity {
-            state: Mutex::new(State {
-                under_way: false,
-                unsent: false,
-                has_asked: false,
-                idle_since: Instant::now(),
-                head_since: None,
-                answer_until: None,
-                reader: None,
-            }),
-            taken: AtomicU64::new(0),
-        }
-    }
-
-    fn state<R>(&self, look: impl FnOnce(&mut State) -> R) -> R {
-        look(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-
-    /// Call it when a request's head has come. Keep the result until the answer has ended.
-    pub(crate) fn begin(self: &Arc<Self>, within: Duration) -> UnderWay {
-        self.state(|state| {
-            (state.under_way, state.unsent) = (true, true);
-            state.has_asked = true;
-            state.head_since = None;
-            state.answer_until = Some(Instant::now() + within);
-        });
-        UnderWay(Arc::clone(self))
-    }
-
-    /// Counts bytes that the socket has taken.
-    pub(crate) fn take(&self, bytes: usize) {
-        self.taken.fetch_add(bytes as u64, Ordering::Relaxed);
-    }
-
-    /// Call it when all that was written is flushed.
-    pub(super) fn flushed(&self) {
-        self.state(|state| state.unsent = state.under_way);
-    }
-
-    /// Since when the client has been silent. `None` if it waits for an answer or takes one.
-    pub(super) fn silence(&self) -> Option<Silence> {
-        self.state(|state| {
-            (!state.under_way && !state.unsent).then_some(Silence {
-                has_asked: state.has_asked,
-                since: state.idle_since,
-            })
-        })
-    }
-
-    /// Whether the socket has not taken all of an answer. If the connection ends now, the answer is cut.
-    pub(crate) fn is_unsent(&self) -> bool {
-        self.state(|state| state.unsent)
-    }
-}
-
-/// The silence of a connection without an answer under way.
-#[derive(Debug)]
-pub(super) struct Silence {
-    /// Whether the head of a request has ever come.
-    pub(super) has_asked: bool,
-    /// When the last answer ended, or the connection began.
-    pub(super) since: Instant,
-}
-
-/// Lives while an answer is made or sent.
-#[derive(Debug)]
-pub(crate) struct UnderWay(Arc<Activity>);
-
-impl UnderWay {
-    /// The answer is a stream, which has no end. So `answer_timeout` does not apply.
-    pub(crate) fn is_stream(&self) {
-        self.0.state(|state| state.answer_until = None);
-    }
-
-    /// The same body. The answer ends when the body is dropped.
-    pub(crate) fn with(self, body: Body) -> Body {
-        Body::new(Tracked {
-            body,
-            _under_way: self,
-        })
-    }
-}
-
-impl Drop for UnderWay {
-    fn drop(&mut self) {
-        // The client must still take what is left in buffers, so `answer_until` stays.
-        let reader = self.0.state(|state| {
-            state.under_way = false;
-            state.idle_since = Instant::now();
-            state.reader.take()
-        });
-        if let Some(reader) = reader {
-            reader.wake();
-        }
-    }
-}
-
-struct Tracked {
-    body: Body,
-    _under_way: UnderWay,
-}
-
-impl HttpBody for Tracked {
-    type Data = Bytes;
-    type Error = axum::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        Pin::new(&mut self.body).poll_frame(cx)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
-}
+use super::{activity::Activity, counters::HttpCounters, limits::Limits};
 
 /// A timer that is set again only if its deadline changes, because setting it costs more than polling it.
 #[derive(Debug)]
@@ -246,6 +93,7 @@ impl<S> IoTimeout<S> {
         cx: &mut Context<'_>,
         result: Poll<io::Result<T>>,
     ) -> Poll<io::Result<T>> {
+        self.activity.set_blocked(result.is_pending());
         if result.is_ready() {
             if self.stalled_since.take().is_some() {
                 // During a stall the reading side has no deadline. Wake it to set its timer again.
@@ -288,13 +136,13 @@ impl<S: AsyncRead + Unpin> AsyncRead for IoTimeout<S> {
         let pending = result.is_pending();
         // No deadline applies while an answer is made or a write stalls: the client need not send anything then.
         let until = this.activity.state(|state| {
-            if more && !state.under_way {
+            if more && state.under_way == 0 && !state.is_http2 {
                 state.head_since.get_or_insert_with(Instant::now);
             }
-            if pending && state.under_way {
+            if pending && state.under_way > 0 {
                 state.reader = Some(cx.waker().clone());
             }
-            match (state.under_way || stalled, state.head_since) {
+            match (state.under_way > 0 || stalled, state.head_since) {
                 (true, _) => None,
                 (false, Some(since)) => Some(since + limits.head_timeout),
                 (false, None) => Some(state.idle_since + limits.idle_timeout),
@@ -357,7 +205,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for IoTimeout<S> {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::VecDeque;
+    use std::{collections::VecDeque, time::Duration};
 
     use futures_util::task::noop_waker;
 

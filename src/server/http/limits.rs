@@ -9,7 +9,8 @@ use clap::builder::RangedU64ValueParser;
 #[command(next_help_heading = "Limits of the HTTP server")]
 pub(crate) struct Limits {
     /// Connections that may be open at a time. To make room for a further one, the service closes a silent one. If
-    /// there is none, the further one gets 503, except for /livez and /readyz
+    /// there is none, the further one gets 503, except for /livez and /readyz. As many requests may be under way over
+    /// HTTP/2
     #[arg(long, env = "ODDSCACHE_MOST_CONNECTIONS", default_value_t = Limits::MOST_CONNECTIONS, value_name = "COUNT", value_parser = within(1..=100_000))]
     pub(crate) most_connections: usize,
     /// Connections beyond these. Each gets one short answer. They give a health check time to send its request while
@@ -50,12 +51,47 @@ pub(crate) struct Limits {
     pub(crate) drain_delay: Duration,
 }
 
+/// The permissions of a Unix socket: its owner and its group by default.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct SocketMode(pub(crate) u32);
+
+impl Default for SocketMode {
+    fn default() -> SocketMode {
+        SocketMode(0o660)
+    }
+}
+
+impl std::str::FromStr for SocketMode {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<SocketMode, String> {
+        let mode = u32::from_str_radix(text, 8)
+            .ok()
+            .filter(|mode| *mode <= 0o777);
+        let mode = mode.ok_or("permissions in octal, 660 for owner and group")?;
+        Ok(SocketMode(mode))
+    }
+}
+
 impl Limits {
     const MOST_CONNECTIONS: usize = 1024;
     pub(crate) const MOST_BEYOND: usize = 256;
     const MOST_STREAMS: usize = 256;
     const MOST_HEAD_BYTES: usize = 64 * 1024;
     const MOST_TARGET_BYTES: usize = 60_000;
+    /// Connections of the operators' address. Its clients are few.
+    pub(crate) const MOST_OF_OPERATORS: usize = 64;
+    pub(crate) const MOST_OF_OPERATORS_BEYOND: usize = 16;
+
+    /// The limits of the operators' address: the same, with fewer connections of its own. So readers cannot take those
+    /// of a scrape.
+    pub(crate) fn of_operators(&self) -> Limits {
+        Limits {
+            most_connections: self.most_connections.min(Limits::MOST_OF_OPERATORS),
+            most_beyond: self.most_beyond.min(Limits::MOST_OF_OPERATORS_BEYOND),
+            ..self.clone()
+        }
+    }
 }
 
 impl Default for Limits {

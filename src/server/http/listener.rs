@@ -3,30 +3,33 @@
 use std::{
     convert::Infallible,
     io,
-    net::SocketAddr,
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
+use anyhow::Context;
 use axum::{Router, body::Body, http::header::CONTENT_TYPE};
 use hyper::{Request, body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::{rt::TokioIo, service::TowerToHyperService};
 use socket2::SockRef;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    net::{TcpListener, TcpStream},
-    sync::watch,
+    net::{TcpListener, TcpStream, UnixListener},
     task::{Id, JoinError, JoinSet},
     time::{Instant, sleep, timeout},
 };
 
 use super::{
-    counters::HttpCounters,
-    io_timeout::{Activity, IoTimeout},
-    limits::Limits,
+    activity::Activity,
+    address::{Address, Peer},
+    http2,
+    io_timeout::IoTimeout,
+    limits::{Limits, SocketMode},
     pool::Pool,
-    socket::Socket,
-    tls::Tls,
+    shared::{MOST_HEADERS, Shared},
+    socket::{Socket, Stream},
+    tls,
+    unix_socket::{self, SocketFile},
 };
 
 /// How much longer the kernel waits for a client than `stall_timeout`.
@@ -35,24 +38,71 @@ const KERNEL_MARGIN: Duration = Duration::from_secs(30);
 /// How often the log says that as many connections are open as may be.
 const WARN_AGAIN: Duration = Duration::from_secs(60);
 
-/// How many headers a request may have.
-const MOST_HEADERS: usize = 64;
-
 /// The pause after a failed accept. Meanwhile other tasks may free what was missing, such as descriptors.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// What every connection needs.
-#[derive(Clone)]
-pub(crate) struct Shared {
-    pub(crate) limits: Arc<Limits>,
-    pub(crate) counters: Arc<HttpCounters>,
-    pub(crate) tls: Option<Tls>,
-    /// Answers on connections within the limit.
-    pub(crate) router: Router,
-    /// Answers on connections beyond it.
-    pub(crate) turned_away: Router,
-    /// Becomes true when the server is to end.
-    pub(crate) ending: watch::Receiver<bool>,
+/// What listens for connections.
+pub(crate) enum Listener {
+    Tcp(TcpListener),
+    Unix {
+        /// Before the listener, because the file must go first: until then no other process replaces it, and its inode
+        /// is not used again.
+        _file: SocketFile,
+        listener: UnixListener,
+        address: Address,
+    },
+}
+
+impl Listener {
+    /// # Errors
+    /// Names the address, and `flag` as the way to another one.
+    pub(crate) async fn bind(
+        address: &Address,
+        mode: SocketMode,
+        flag: &str,
+    ) -> anyhow::Result<Listener> {
+        match address {
+            Address::Tcp(tcp) => {
+                let listener = TcpListener::bind(tcp).await.with_context(|| {
+                    format!("cannot listen on {tcp}; choose another address with {flag}, or end what is using it")
+                })?;
+                Ok(Listener::Tcp(listener))
+            }
+            Address::Unix(path) => {
+                let (listener, file) = unix_socket::listen(path, mode.0)
+                    .with_context(|| format!("{flag} {address}"))?;
+                let address = address.clone();
+                Ok(Listener::Unix {
+                    listener,
+                    address,
+                    _file: file,
+                })
+            }
+        }
+    }
+
+    /// Where it listens, with the port that the kernel chose for port 0.
+    pub(crate) fn address(&self) -> anyhow::Result<Address> {
+        match self {
+            Listener::Tcp(listener) => {
+                Ok(Address::Tcp(listener.local_addr().context("listening")?))
+            }
+            Listener::Unix { address, .. } => Ok(address.clone()),
+        }
+    }
+
+    async fn accept(&self) -> io::Result<(Stream, Peer)> {
+        match self {
+            Listener::Tcp(listener) => {
+                let (stream, peer) = listener.accept().await?;
+                Ok((Stream::Tcp(stream), Peer(Some(peer))))
+            }
+            Listener::Unix { listener, .. } => {
+                let (stream, _) = listener.accept().await?;
+                Ok((Stream::Unix(stream), Peer(None)))
+            }
+        }
+    }
 }
 
 /// The open connections, and their tasks.
@@ -68,7 +118,7 @@ struct Connections {
 }
 
 /// Accepts connections until `ending`, and returns when all of them have ended.
-pub(crate) async fn run(listener: TcpListener, shared: Shared) {
+pub(crate) async fn run(listener: Listener, shared: Shared) {
     let mut connections = Connections {
         tasks: JoinSet::new(),
         usual: Pool::new(shared.limits.most_connections),
@@ -117,7 +167,7 @@ impl Connections {
         self.beyond.remove(id);
     }
 
-    fn accept(&mut self, shared: &Shared, stream: TcpStream, peer: SocketAddr) {
+    fn accept(&mut self, shared: &Shared, stream: Stream, peer: Peer) {
         // Connections that have ended make room.
         while let Some(ended) = self.tasks.try_join_next_with_id() {
             self.ended(ended);
@@ -151,7 +201,9 @@ impl Connections {
             }
             (&mut self.beyond, shared.turned_away.clone())
         };
-        if let Err(error) = prepare(&stream, &shared.limits) {
+        if let Stream::Tcp(stream) = &stream
+            && let Err(error) = prepare(stream, &shared.limits)
+        {
             tracing::debug!(%peer, %error, "a connection could not be set up");
         }
         let activity = Arc::new(Activity::new());
@@ -176,19 +228,27 @@ fn prepare(stream: &TcpStream, limits: &Limits) -> io::Result<()> {
 }
 
 async fn serve(
-    stream: TcpStream,
-    peer: SocketAddr,
+    stream: Stream,
+    peer: Peer,
     shared: Shared,
     router: Router,
     activity: Arc<Activity>,
 ) {
+    // On a Unix socket the kernel protects what is sent, and its permissions say who may connect.
+    let tls = shared
+        .tls
+        .as_ref()
+        .filter(|_| matches!(stream, Stream::Tcp(_)));
     let stream = Socket::new(stream, Arc::clone(&activity));
-    let ended = match &shared.tls {
-        None => converse(stream, &shared, router, activity).await,
+    let ended = match tls {
+        None => converse(stream, &shared, peer, router, activity).await,
         Some(tls) => {
             let handshake = tls.acceptor().accept(stream);
             match timeout(shared.limits.head_timeout, handshake).await {
-                Ok(Ok(stream)) => converse(stream, &shared, router, activity).await,
+                Ok(Ok(stream)) if tls::is_http2(&stream) => {
+                    http2::converse(stream, &shared, peer, router, activity).await
+                }
+                Ok(Ok(stream)) => converse(stream, &shared, peer, router, activity).await,
                 Ok(Err(error)) => {
                     tracing::debug!(%peer, %error, "the TLS handshake failed");
                     return;
@@ -211,6 +271,7 @@ async fn serve(
 async fn converse<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     stream: S,
     shared: &Shared,
+    peer: Peer,
     router: Router,
     activity: Arc<Activity>,
 ) -> hyper::Result<()> {
@@ -222,8 +283,9 @@ async fn converse<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
         Arc::clone(&shared.counters),
     );
     let inner = TowerToHyperService::new(router);
-    let service = service_fn(move |request: Request<Incoming>| {
-        let under_way = activity.begin(limits.answer_timeout);
+    let service = service_fn(move |mut request: Request<Incoming>| {
+        let under_way = activity.begin(Some(limits.answer_timeout));
+        request.extensions_mut().insert(peer);
         let answer = hyper::service::Service::call(&inner, request);
         async move {
             let response = answer.await?;

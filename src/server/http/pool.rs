@@ -7,7 +7,7 @@ use tokio::{
     time::Instant,
 };
 
-use super::io_timeout::{Activity, Silence};
+use super::activity::{Activity, Silence};
 
 /// A connection that has had an answer may be closed after it was silent for this long. Before that, its client may be
 /// about to send the next request.
@@ -89,12 +89,12 @@ mod tests {
         let (asking, busy) = add(&mut pool);
         let (_, older) = add(&mut pool);
         let (_, newer) = add(&mut pool);
-        drop(answered.begin(minute));
+        drop(answered.begin(Some(minute)));
         answered.flushed();
-        let _under_way = asking.begin(minute);
+        let _under_way = asking.begin(Some(minute));
         let (unsent, taking) = add(&mut pool);
         // The client has not taken all of its answer.
-        drop(unsent.begin(minute));
+        drop(unsent.begin(Some(minute)));
         assert!(!pool.has_room());
         let mut ended = Vec::new();
         for _ in 0..3 {

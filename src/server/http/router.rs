@@ -10,27 +10,27 @@ use axum::{
     response::{IntoResponse, Response},
     routing::{MethodRouter, get},
 };
-use oddscache::{InlineMarkets, OddsCache, Status};
-use serde_json::{Value, json};
+use oddscache::{InlineMarkets, OddsCache};
+use serde_json::json;
 
 use super::{
     api::{
         changes::Hub,
+        detail::Detail,
         encoding, events, list,
         lists::Lists,
         pieces,
         query::{self, Parameters},
         state::Api,
+        stats::stats,
         view::age_ms,
     },
     counters::HttpCounters,
-    cut,
     health::Health,
     metrics::{self, Requests},
     page,
     problem::problem,
 };
-use crate::server::prune;
 
 /// The markets in the event list, unless `--inline-markets` says otherwise.
 pub(crate) const INLINE_MARKETS: &str = "3743,5000:2.5,3795,4693";
@@ -57,6 +57,48 @@ pub(crate) fn default_inline() -> InlineMarkets {
     InlineMarkets::new(markets.filter_map(Result::ok))
 }
 
+/// The paths of an address, and how much it tells of the cache's state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Face {
+    /// All paths: there is no other address.
+    Whole,
+    /// For readers, beside [`Face::Operators`].
+    Public,
+    /// For those who run the service: `--admin-listen`.
+    Operators,
+}
+
+impl Face {
+    /// The paths that [`Face::Public`] leaves to [`Face::Operators`].
+    const OF_OPERATORS: [&'static str; 3] = ["/metrics", "/livez", "/readyz"];
+
+    fn has(self, path: &str) -> bool {
+        let of_operators = Face::OF_OPERATORS.contains(&path);
+        match self {
+            Face::Whole => true,
+            Face::Public => !of_operators,
+            Face::Operators => of_operators || path == "/v1/stats",
+        }
+    }
+
+    fn detail(self) -> Detail {
+        match self {
+            Face::Public => Detail::Brief,
+            Face::Whole | Face::Operators => Detail::Full,
+        }
+    }
+
+    /// What a client is told that asks for another path.
+    fn no_such_path(self) -> &'static str {
+        match self {
+            Face::Whole | Face::Public => "there is no such path; /openapi.json lists all paths",
+            Face::Operators => {
+                "this address is for operators: /metrics, /livez, /readyz and /v1/stats; all else is at --listen"
+            }
+        }
+    }
+}
+
 /// All paths with their handlers.
 fn routes() -> Vec<(&'static str, MethodRouter<Api>)> {
     vec![
@@ -79,6 +121,7 @@ pub(crate) fn router(
     hub: Hub,
     inline: InlineMarkets,
     requests: Requests,
+    face: Face,
 ) -> Router {
     let api = Api {
         cache,
@@ -87,27 +130,27 @@ pub(crate) fn router(
         lists: Arc::new(Lists::new(inline.clone())),
         inline,
         order: Arc::default(),
+        detail: face.detail(),
     };
-    let all = routes().into_iter();
-    all.fold(Router::new(), |router, (path, answers)| {
+    let all = routes().into_iter().filter(|(path, _)| face.has(path));
+    let router = all.fold(Router::new(), |router, (path, answers)| {
         router.route(path, answers)
-    })
-    .merge(page::router())
-    .fallback(async || {
-        problem(
-            StatusCode::NOT_FOUND,
-            "there is no such path; /openapi.json lists all paths",
-        )
-    })
-    .method_not_allowed_fallback(async || {
-        problem(
-            StatusCode::METHOD_NOT_ALLOWED,
-            "read-only: GET and HEAD only",
-        )
-    })
-    .layer(encoding::layer())
-    .layer(from_fn(pieces::with_length))
-    .with_state(api)
+    });
+    let router = match face {
+        Face::Operators => router,
+        Face::Whole | Face::Public => router.merge(page::router()),
+    };
+    router
+        .fallback(async move || problem(StatusCode::NOT_FOUND, face.no_such_path()))
+        .method_not_allowed_fallback(async || {
+            problem(
+                StatusCode::METHOD_NOT_ALLOWED,
+                "read-only: GET and HEAD only",
+            )
+        })
+        .layer(encoding::layer())
+        .layer(from_fn(pieces::with_length))
+        .with_state(api)
 }
 
 async fn changes(
@@ -136,47 +179,6 @@ async fn openapi() -> Response {
     ([(CONTENT_TYPE, "application/json")], OPENAPI).into_response()
 }
 
-async fn stats(State(cache): State<OddsCache>) -> Response {
-    let view = cache.view();
-    let is_warm = view.epoch() > 0;
-    let mut stats = json!(view.stats());
-    if let Some(fields) = stats.as_object_mut() {
-        fields.insert("version".to_owned(), json!(cut::id(view.version())));
-        let status = cache.status();
-        fields.insert("status".to_owned(), json!(status.to_string()));
-        fields.insert("degraded".to_owned(), degraded(&status));
-        fields.insert("as_of".to_owned(), json!(is_warm.then(|| view.cut().as_of)));
-        // The age of this view, not of the newest one, because clients relate it to `version`.
-        fields.insert(
-            "age_ms".to_owned(),
-            json!(is_warm.then(|| cut::age_ms(&view))),
-        );
-        fields.insert("epoch".to_owned(), json!(view.epoch()));
-        fields.insert("counters".to_owned(), json!(cache.counters()));
-        fields.insert("timings".to_owned(), json!(cache.timings()));
-        fields.insert("audit".to_owned(), json!(cache.audit()));
-        fields.insert("change_log".to_owned(), json!(cache.change_log()));
-        fields.insert("pruning".to_owned(), json!(prune::pruning()));
-        fields.insert("reading".to_owned(), json!(cache.reading()));
-    }
-    Json(stats).into_response()
-}
-
-/// The field `degraded`: the faults, since when, and the bound. Null unless the cache is degraded.
-fn degraded(status: &Status) -> Value {
-    match status {
-        Status::Degraded {
-            since,
-            faults,
-            bound,
-        } => {
-            let bound = bound.map(|bound| u64::try_from(bound.as_millis()).unwrap_or(u64::MAX));
-            json!({ "since": since, "bound_ms": bound, "faults": faults })
-        }
-        _ => Value::Null,
-    }
-}
-
 async fn live(
     State(cache): State<OddsCache>,
     Extension(health): Extension<Arc<Health>>,
@@ -200,7 +202,7 @@ async fn ready(
     let mut answer = json!({
         "ready": ready.is_ok(),
         "status": status.to_string(),
-        "degraded": degraded(&status),
+        "degraded": Detail::Full.degraded(&status),
         "age_ms": age_ms(&cache),
     });
     match (ready, answer.as_object_mut()) {

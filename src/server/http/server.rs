@@ -1,27 +1,33 @@
 //! Starts the HTTP server, and ends it without cutting answers off.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
-use anyhow::Context;
-use axum::{Extension, Router, middleware::from_fn_with_state};
+use axum::{
+    Extension, Router,
+    middleware::{from_fn, from_fn_with_state},
+};
+use futures_util::future::OptionFuture;
 use oddscache::{InlineMarkets, OddsCache};
 use tokio::{
-    net::TcpListener,
-    sync::{Mutex, watch},
+    sync::{Mutex, Semaphore, watch},
     task::JoinHandle,
     time::{Instant, sleep_until, timeout_at},
 };
 
 use super::{
+    access_log,
+    address::Address,
     api::changes::Hub,
     auth::Access,
     checks::{Checks, check, turn_away},
+    cors::{self, Origin},
     counters::HttpCounters,
     health::Health,
-    limits::Limits,
-    listener::{self, Shared},
+    limits::{Limits, SocketMode},
+    listener::{self, Listener},
     metrics::{self, Requests},
-    router,
+    router::{self, Face},
+    shared::Shared,
     tls::Tls,
 };
 
@@ -31,16 +37,28 @@ pub(crate) struct Serving {
     pub(crate) limits: Limits,
     /// Open to all by default.
     pub(crate) access: Access,
-    /// Plain HTTP by default.
+    /// Plain HTTP by default. Unix sockets have no TLS.
     pub(crate) tls: Option<Tls>,
     pub(crate) health: Arc<Health>,
+    /// The operators' address. Without one the only address has their paths, too.
+    pub(crate) admin: Option<Address>,
+    /// Pages of these origins may read what the public address answers.
+    pub(crate) cors: Vec<Origin>,
+    /// Whether each request gets a line of the log.
+    pub(crate) access_log: bool,
+    /// The permissions of Unix sockets.
+    pub(crate) socket_mode: SocketMode,
 }
 
 impl Serving {
     /// Warns if anybody who can connect can read, or if a token crosses the network in the clear.
-    pub(crate) fn warn_if_exposed(&self, address: SocketAddr) {
+    pub(crate) fn warn_if_exposed(&self, address: &Address) {
         let restricted = self.access.is_restricted();
-        if address.ip().is_loopback() || (restricted && self.tls.is_some()) {
+        let is_local = match address {
+            Address::Tcp(address) => address.ip().is_loopback(),
+            Address::Unix(_) => true,
+        };
+        if is_local || (restricted && self.tls.is_some()) {
             return;
         }
         let missing = match (restricted, self.tls.is_some()) {
@@ -54,7 +72,9 @@ impl Serving {
 
 /// A running HTTP server.
 pub(crate) struct Server {
-    pub(crate) address: SocketAddr,
+    pub(crate) address: Address,
+    /// The operators' address.
+    pub(crate) admin: Option<Address>,
     end: watch::Sender<bool>,
     hub: Hub,
     health: Arc<Health>,
@@ -74,61 +94,55 @@ struct Running {
 }
 
 impl Server {
+    /// Listens at `address`, and at the operators' address if there is one.
     pub(crate) async fn start(
-        address: SocketAddr,
+        address: Address,
         cache: &OddsCache,
         serving: Serving,
         inline: InlineMarkets,
     ) -> anyhow::Result<Server> {
-        let listener = TcpListener::bind(address).await.with_context(|| {
-            format!("cannot listen on {address}; choose another address with --listen, or end what is using it")
-        })?;
-        let address = listener.local_addr().context("listening")?;
-        let limits = Arc::new(serving.limits);
-        let hub = Hub::start(cache, limits.most_streams);
-        let requests = Requests::default();
-        let router = router::router(cache.clone(), hub.clone(), inline, requests.clone());
+        let mode = serving.socket_mode;
+        let listener = Listener::bind(&address, mode, "--listen").await?;
+        let admin = match &serving.admin {
+            Some(address) => Some(Listener::bind(address, mode, "--admin-listen").await?),
+            None => None,
+        };
+        let face = match &admin {
+            Some(_) => Face::Public,
+            None => Face::Whole,
+        };
+        let hub = Hub::start(cache, serving.limits.most_streams);
+        let (drain, drain_delay) = (serving.limits.drain, serving.limits.drain_delay);
+        let health = Arc::clone(&serving.health);
         let (end, ending) = watch::channel(false);
-        let counters = Arc::new(HttpCounters::default());
-        let checks = Checks {
-            limits: Arc::clone(&limits),
-            access: serving.access,
-            counters: Arc::clone(&counters),
-        };
-        let (health, with_health) = (Arc::clone(&serving.health), Extension(serving.health));
-        let with_counters = Extension(Arc::clone(&counters));
-        // Outside the checks, so that it counts refused requests too.
-        let counting = from_fn_with_state(requests, metrics::count);
-        let guarded = |router: Router| {
-            let router = router
-                .layer(with_health.clone())
-                .layer(with_counters.clone());
-            router.layer(counting.clone())
-        };
-        let shared = Shared {
-            limits: Arc::clone(&limits),
-            counters,
-            tls: serving.tls,
-            router: guarded(
-                router
-                    .clone()
-                    .layer(from_fn_with_state(checks.clone(), check)),
-            ),
-            turned_away: guarded(router.layer(from_fn_with_state(checks, turn_away))),
+        let parts = Parts {
+            cache: cache.clone(),
+            hub: hub.clone(),
+            inline,
+            requests: Requests::default(),
+            counters: Arc::default(),
+            serving,
             ending,
         };
+        let (address, admin_address) = (
+            listener.address()?,
+            admin.as_ref().map(Listener::address).transpose()?,
+        );
+        let public = listener::run(listener, parts.shared(face));
+        let admin = admin.map(|admin| listener::run(admin, parts.shared(Face::Operators)));
         let (lives, ended) = watch::channel(());
         let task = tokio::spawn(async move {
             let _lives = lives;
-            listener::run(listener, shared).await;
+            tokio::join!(public, OptionFuture::from(admin));
         });
         Ok(Server {
             address,
+            admin: admin_address,
             end,
             hub,
             health,
-            drain: limits.drain,
-            drain_delay: limits.drain_delay,
+            drain,
+            drain_delay,
             task: Mutex::new(Some(Running {
                 task,
                 ending_since: None,
@@ -172,6 +186,72 @@ impl Server {
     }
 }
 
+/// What the answers of all addresses are made from. They share their counters.
+struct Parts {
+    cache: OddsCache,
+    hub: Hub,
+    inline: InlineMarkets,
+    requests: Requests,
+    counters: Arc<HttpCounters>,
+    serving: Serving,
+    ending: watch::Receiver<bool>,
+}
+
+impl Parts {
+    /// What the connections of an address need.
+    fn shared(&self, face: Face) -> Shared {
+        let serving = &self.serving;
+        let limits = Arc::new(match face {
+            Face::Operators => serving.limits.of_operators(),
+            Face::Whole | Face::Public => serving.limits.clone(),
+        });
+        let checks = Checks {
+            limits: Arc::clone(&limits),
+            access: serving.access.clone(),
+            counters: Arc::clone(&self.counters),
+        };
+        let router = router::router(
+            self.cache.clone(),
+            self.hub.clone(),
+            self.inline.clone(),
+            self.requests.clone(),
+            face,
+        );
+        let cors = match face {
+            Face::Operators => None,
+            Face::Whole | Face::Public => cors::layer(&serving.cors),
+        };
+        let guarded = |router: Router| {
+            let router = router
+                .layer(Extension(Arc::clone(&serving.health)))
+                .layer(Extension(Arc::clone(&self.counters)));
+            // Outside the checks, which refuse other methods than GET and HEAD. A page may also read a refusal.
+            let router = match &cors {
+                Some(cors) => router.layer(cors.clone()),
+                None => router,
+            };
+            // Outside the checks, so that it counts refused requests too.
+            let router = router.layer(from_fn_with_state(self.requests.clone(), metrics::count));
+            match serving.access_log {
+                true => router.layer(from_fn(access_log::log)),
+                false => router,
+            }
+        };
+        let checked = router
+            .clone()
+            .layer(from_fn_with_state(checks.clone(), check));
+        Shared {
+            http2_requests: Arc::new(Semaphore::new(limits.most_connections)),
+            limits,
+            counters: Arc::clone(&self.counters),
+            tls: serving.tls.clone(),
+            router: guarded(checked),
+            turned_away: guarded(router.layer(from_fn_with_state(checks, turn_away))),
+            ending: self.ending.clone(),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
@@ -201,9 +281,13 @@ mod tests {
         let server = server(Duration::from_millis(500)).await;
         let given_up = timeout(Duration::from_millis(1), server.stop()).await;
         assert!(given_up.is_err());
-        assert!(TcpStream::connect(server.address).await.is_ok());
+        assert!(TcpStream::connect(server.address.to_string()).await.is_ok());
         server.stop().await;
-        assert!(TcpStream::connect(server.address).await.is_err());
+        assert!(
+            TcpStream::connect(server.address.to_string())
+                .await
+                .is_err()
+        );
         server.stop().await;
     }
 

@@ -6,7 +6,7 @@
 //!
 //! The listener sets SO_LINGER to zero, so that each end is a reset, even if a task is aborted or panics, or the
 //! process is killed. [`Socket`] removes this option when it is dropped and no answer is cut. The kernel then goes on
-//! sending what it has.
+//! sending what it has. Unix sockets know no reset.
 
 use std::{
     io,
@@ -18,20 +18,37 @@ use std::{
 use socket2::SockRef;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::TcpStream,
+    net::{TcpStream, UnixStream},
 };
 
-use super::io_timeout::Activity;
+use super::activity::Activity;
+
+/// A connection of either kind.
+#[derive(Debug)]
+pub(crate) enum Stream {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+}
+
+/// Calls a method of the connection, whatever its kind is.
+macro_rules! forward {
+    ($stream:expr, $method:ident $(, $argument:expr)*) => {
+        match $stream {
+            Stream::Tcp(stream) => Pin::new(stream).$method($($argument),*),
+            Stream::Unix(stream) => Pin::new(stream).$method($($argument),*),
+        }
+    };
+}
 
 /// A socket that counts the bytes it takes. Dropping it resets the connection if an answer is cut.
 #[derive(Debug)]
 pub(crate) struct Socket {
-    stream: TcpStream,
+    stream: Stream,
     activity: Arc<Activity>,
 }
 
 impl Socket {
-    pub(crate) fn new(stream: TcpStream, activity: Arc<Activity>) -> Socket {
+    pub(crate) fn new(stream: Stream, activity: Arc<Activity>) -> Socket {
         Socket { stream, activity }
     }
 
@@ -45,9 +62,11 @@ impl Socket {
 
 impl Drop for Socket {
     fn drop(&mut self) {
-        if !self.activity.is_unsent() {
+        if let Stream::Tcp(stream) = &self.stream
+            && !self.activity.is_unsent()
+        {
             // It fails only if the connection has ended already.
-            let _ = SockRef::from(&self.stream).set_linger(None);
+            let _ = SockRef::from(stream).set_linger(None);
         }
     }
 }
@@ -58,7 +77,7 @@ impl AsyncRead for Socket {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buffer)
+        forward!(&mut self.stream, poll_read, cx, buffer)
     }
 }
 
@@ -68,7 +87,7 @@ impl AsyncWrite for Socket {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.stream).poll_write(cx, bytes);
+        let written = forward!(&mut self.stream, poll_write, cx, bytes);
         self.taken(written)
     }
 
@@ -77,19 +96,22 @@ impl AsyncWrite for Socket {
         cx: &mut Context<'_>,
         bytes: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, bytes);
+        let written = forward!(&mut self.stream, poll_write_vectored, cx, bytes);
         self.taken(written)
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
+        match &self.stream {
+            Stream::Tcp(stream) => stream.is_write_vectored(),
+            Stream::Unix(stream) => stream.is_write_vectored(),
+        }
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
+        forward!(&mut self.stream, poll_flush, cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+        forward!(&mut self.stream, poll_shutdown, cx)
     }
 }

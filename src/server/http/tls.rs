@@ -12,7 +12,7 @@ use rustls::{
     crypto::ring,
     pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
 };
-use tokio_rustls::TlsAcceptor;
+use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
 use super::auth::warn_if_open;
 
@@ -101,7 +101,15 @@ fn read(certificate: &Path, key: &Path) -> anyhow::Result<Arc<ServerConfig>> {
                 key.display()
             )
         })?;
-    // The server does not speak HTTP/2, so clients must not choose it.
-    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    config.alpn_protocols = vec![HTTP2.to_vec(), b"http/1.1".to_vec()];
     Ok(Arc::new(config))
+}
+
+/// The name of HTTP/2 in a TLS handshake (ALPN).
+const HTTP2: &[u8] = b"h2";
+
+/// Whether the client chose HTTP/2. A client that names no protocol speaks HTTP/1.1.
+pub(super) fn is_http2<S>(stream: &TlsStream<S>) -> bool {
+    let (_, connection) = stream.get_ref();
+    connection.alpn_protocol() == Some(HTTP2)
 }

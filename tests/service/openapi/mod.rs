@@ -38,10 +38,10 @@ const CLOSED: [&str; 13] = [
     "StreamChange",
 ];
 
-struct Document(Value);
+pub(super) struct Document(Value);
 
 impl Document {
-    async fn of(served: &Service) -> Document {
+    pub(super) async fn of(served: &Service) -> Document {
         Document(served.json("/openapi.json").await)
     }
 
@@ -80,7 +80,7 @@ impl Document {
         }
     }
 
-    fn assert_is_a(&self, value: &Value, schema: &str, what: &str) {
+    pub(super) fn assert_is_a(&self, value: &Value, schema: &str, what: &str) {
         let schema = json!({ "$ref": format!("#/components/schemas/{schema}") });
         self.assert_is(value, &schema, what);
     }

@@ -1,6 +1,7 @@
 //! A private nginx in front of a service, with nginx's defaults except for what a test says.
 
 use std::{
+    fmt::Display,
     fs,
     net::{SocketAddr, TcpListener},
     os::unix::process::CommandExt,
@@ -20,11 +21,11 @@ pub struct Nginx {
 }
 
 impl Nginx {
-    /// Starts it in front of the service at `upstream`. `location` has the lines of `location /`, which may name the
+    /// Starts it in front of the service at `upstream`, an address or `unix:` and the path of a socket. `location` has the lines of `location /`, which may name the
     /// service `http://oddscache`. nginx buffers little of an answer that its client has not taken.
     ///
     /// `None` where nginx is not installed.
-    pub async fn start(upstream: SocketAddr, location: &str) -> Option<Nginx> {
+    pub async fn start(upstream: impl Display, location: &str) -> Option<Nginx> {
         let program = optional(&["nginx"], "nginx")?;
         let folder = tempfile::tempdir().expect("a folder");
         let free = TcpListener::bind("127.0.0.1:0").expect("a port");

@@ -141,8 +141,19 @@ impl Service {
         Service::start_with(dsn, &[&["--log", log], more].concat(), &variables).await
     }
 
+    /// The same as [`Service::spawn`], for a command with `--admin-listen`. Also returns how operators reach it.
+    pub async fn spawn_with_admin(command: Command) -> (Service, Operators) {
+        let (service, admin) = Service::spawned(command).await;
+        let base = format!("http://{}", admin.expect("it says where operators ask"));
+        (service, Operators { base })
+    }
+
     /// Runs a command that starts the service with a log in JSON. Reads from the log where it listens.
     pub async fn spawn(command: Command) -> Service {
+        Service::spawned(command).await.0
+    }
+
+    async fn spawned(command: Command) -> (Service, Option<String>) {
         let mut command = AsyncCommand::from(command);
         command.stderr(Stdio::piped()).kill_on_drop(true);
         let mut child = command.spawn().expect("the binary runs");
@@ -159,13 +170,17 @@ impl Service {
             base: String::new(),
             log,
         };
+        let mut admin = None;
         while service.base.is_empty() {
             let message = service.message().await.expect("it says where it listens");
+            if let Some(address) = message["fields"]["admin_address"].as_str() {
+                admin = Some(address.to_owned());
+            }
             if let Some(address) = message["fields"]["address"].as_str() {
                 service.base = format!("http://{address}");
             }
         }
-        service
+        (service, admin)
     }
 
     pub fn address(&self) -> SocketAddr {
@@ -266,5 +281,42 @@ impl Service {
             lines.push(line);
         }
         lines
+    }
+}
+
+/// The operators' address of a service.
+#[derive(Debug)]
+pub struct Operators {
+    /// `http://` and the address.
+    pub base: String,
+}
+
+impl Operators {
+    /// Status and body.
+    pub async fn get(&self, path: &str) -> (u16, String) {
+        let answer = reqwest::get(format!("{}{path}", self.base)).await;
+        let answer = answer.expect("an answer");
+        let status = answer.status().as_u16();
+        (status, answer.text().await.expect("a body"))
+    }
+
+    /// The JSON body of a response, whose status must be 200.
+    pub async fn json(&self, path: &str) -> Value {
+        let (status, body) = self.get(path).await;
+        assert_eq!(status, 200, "{path}: {body}");
+        serde_json::from_str(&body).expect("JSON")
+    }
+
+    /// The value of a sample of `/metrics`, by its name and labels.
+    pub async fn metric(&self, name: &str) -> f64 {
+        let (_, text) = self.get("/metrics").await;
+        let mut lines = text.lines();
+        let value = lines.find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        value.expect(name).parse().expect("a number")
+    }
+
+    /// Waits until `/readyz` answers 200.
+    pub async fn ready(&self) {
+        eventually("ready", async || self.get("/readyz").await.0 == 200).await;
     }
 }

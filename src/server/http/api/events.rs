@@ -40,7 +40,7 @@ pub(crate) async fn one(
     let Path(id) =
         id.map_err(|_| problem(StatusCode::BAD_REQUEST, "an event id is a whole number"))?;
     let parameters = Parameters::read(&uri, query::EVENT, fields::EVENT)?;
-    let view = view_of(&api.cache, &parameters.freshness).await?;
+    let view = view_of(&api, &parameters.freshness).await?;
     let Some(event) = view.event(id) else {
         let sentence =
             format!("event {id} is not held: it has no snapshot, or is not within the window");
@@ -74,7 +74,7 @@ pub(crate) async fn many(
     headers: HeaderMap,
 ) -> Result<Response, Response> {
     let parameters = Parameters::read(&uri, query::EVENTS, fields::EVENT)?;
-    let view = view_of(&api.cache, &parameters.freshness).await?;
+    let view = view_of(&api, &parameters.freshness).await?;
     let form = Form::new(None, &parameters);
     Ok(page(&api, &view, &uri, &headers, &parameters, form))
 }
@@ -86,7 +86,7 @@ pub(crate) async fn dump(
     headers: HeaderMap,
 ) -> Result<Response, Response> {
     let parameters = Parameters::read(&uri, query::DUMP, fields::EVENT)?;
-    let view = view_of(&api.cache, &parameters.freshness).await?;
+    let view = view_of(&api, &parameters.freshness).await?;
     Ok(answer(&view, &headers, || {
         let pieces = pieces(
             view.clone(),

@@ -32,7 +32,7 @@ pub(crate) async fn list(
     headers: HeaderMap,
 ) -> Result<Response, Response> {
     let parameters = Parameters::read(&uri, query::EVENTS, fields::ENTRY)?;
-    let view = view_of(&api.cache, &parameters.freshness).await?;
+    let view = view_of(&api, &parameters.freshness).await?;
     let in_pieces = |view: &View| {
         let form = Form::new(Some(api.inline.clone()), &parameters);
         events::page(&api, view, &uri, &headers, &parameters, form)
@@ -51,7 +51,7 @@ pub(crate) async fn list(
         // The list may have grown too old while the request waited for it.
         .filter(|made| parameters.freshness.allows(&made.view));
     let Some(made) = made else {
-        let view = view_of(&api.cache, &parameters.freshness).await?;
+        let view = view_of(&api, &parameters.freshness).await?;
         return Ok(in_pieces(&view));
     };
     Ok(answer(&made.view, &headers, || {
@@ -78,6 +78,7 @@ mod tests {
     use crate::server::http::{
         api::{
             changes::Hub,
+            detail::Detail,
             lists::{Lists, tests::publish},
         },
         metrics::Requests,
@@ -95,6 +96,7 @@ mod tests {
             lists: Arc::new(Lists::new(inline.clone())),
             inline,
             order: Arc::default(),
+            detail: Detail::Full,
         };
         let ask = |api: Api| {
             let uri = Uri::from_static("/v1/list?max_age=1s");

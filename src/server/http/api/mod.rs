@@ -1,6 +1,7 @@
 //! What answers under `/v1`.
 
 pub(super) mod changes;
+pub(super) mod detail;
 pub(super) mod encoding;
 pub(super) mod events;
 pub(super) mod fields;
@@ -11,4 +12,5 @@ pub(super) mod pieces;
 pub(super) mod query;
 pub(super) mod select;
 pub(super) mod state;
+pub(super) mod stats;
 pub(super) mod view;

@@ -3,16 +3,18 @@
 use axum::{http::StatusCode, response::Response};
 use oddscache::{Error, OddsCache, View};
 
-use super::query::Freshness;
+use super::{query::Freshness, state::Api};
 use crate::server::http::{
     cut,
     problem::{Reason, problem, unavailable},
 };
 
 /// The view to answer from. Otherwise 503, or 409 for a transaction that does not exist.
-pub(crate) async fn view(cache: &OddsCache, freshness: &Freshness) -> Result<View, Response> {
+pub(crate) async fn view(api: &Api, freshness: &Freshness) -> Result<View, Response> {
+    let cache = &api.cache;
     if !cache.is_warm() {
-        let sentence = format!("not warm yet: {}", cache.status());
+        let status = api.detail.status(&cache.status());
+        let sentence = format!("not warm yet: {status}");
         return Err(unavailable(Reason::Warming, sentence, age_ms(cache)));
     }
     let refused = |error: Error| {
@@ -23,7 +25,8 @@ pub(crate) async fn view(cache: &OddsCache, freshness: &Freshness) -> Result<Vie
             Error::NotShown { .. } => Reason::NotShown,
             _ => Reason::TooStale,
         };
-        unavailable(reason, error.to_string(), age_ms(cache))
+        let said = api.detail.error(error, &cache.status());
+        unavailable(reason, said, age_ms(cache))
     };
     if let Some(xid) = freshness.wait_for {
         let shown = cache.wait_for(xid, freshness.timeout()).await;

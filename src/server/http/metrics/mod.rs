@@ -16,7 +16,7 @@ use oddscache::{
 use serde_json::json;
 
 use super::{counters::HttpCounters, health};
-use crate::server::{logging, prune, stderr};
+use crate::server::{logging, prune, stderr, version::COMMIT};
 pub(crate) use requests::{Requests, count};
 use text::Text;
 
@@ -29,8 +29,9 @@ pub(crate) fn text(
     let mut text = Text::default();
     let help = "1; the labels say what is running.";
     text.family("build_info", "gauge", help);
-    let version = concat!("version=\"", env!("CARGO_PKG_VERSION"), "\"");
-    text.sample("build_info", version, 1);
+    let version = env!("CARGO_PKG_VERSION");
+    let labels = format!("version=\"{version}\",commit=\"{COMMIT}\"");
+    text.sample("build_info", &labels, 1);
     let view = cache.view();
     state(&mut text, cache, &view);
     held(&mut text, view.stats());
@@ -343,8 +344,12 @@ fn connections(text: &mut Text, counters: &HttpCounters) {
     let help =
         "HTTP connections closed because no request came in time; some idle ones are normal.";
     counter("silent", &counters.silent, help);
-    let help = "HTTP connections cut off because the client did not take its answer in time.";
+    let help = "HTTP connections and HTTP/2 streams cut off because the client did not take its answer in time.";
     counter("stalled", &counters.stalled, help);
+    let help = "HTTP/2 connections closed because the client cancelled too many requests.";
+    counter("flooding", &counters.flooding, help);
+    let help = "HTTP/2 requests refused because as many were under way as may be.";
+    counter("refused", &counters.refused, help);
     let help = "HTTP requests without a valid token.";
     counter("unauthorized", &counters.unauthorized, help);
     let help = "HTTP requests whose answer did not begin in time.";
