@@ -5,7 +5,7 @@
 
 use std::{env, fs, path::Path};
 
-/// Whoever builds from a checkout may name the commit in this variable.
+/// A build from a checkout may name its commit in this variable.
 const VARIABLE: &str = "ODDSCACHE_COMMIT";
 
 /// Cargo puts this file into each package that it makes from a repository.

@@ -2,7 +2,7 @@
 //!
 //! # Invariants
 //! - HC1: Between two [`Update::ReadAll`], a subscriber gets each change of one process of the service, once and in
-//!   order. If one is missing, for whatever reason, it gets [`Update::ReadAll`] instead.
+//!   order. If one is missing for any reason, it gets [`Update::ReadAll`] instead.
 //! - HC2: Dropping the future of `next` loses nothing: what was received stays in `Changes`.
 
 use std::{pin::Pin, time::Duration};

@@ -137,7 +137,7 @@ impl Client {
         Changes::new(self.0.clone(), odds, Some(last_id.to_owned()))
     }
 
-    /// Status and body of the answer to `GET path`, such as `/v1/stats`, whatever they are.
+    /// Status and body of the answer to `GET path`, such as `/v1/stats`, also of an error.
     ///
     /// # Errors
     /// [`Error::Unreachable`], [`Error::TimedOut`] and [`Error::TooLarge`].

@@ -4,7 +4,7 @@ use std::{fmt::Write, time::Duration};
 
 use chrono::{DateTime, SecondsFormat, Utc};
 
-/// Which events to ask for, and how fresh they must be. The default asks for everything, of whatever age.
+/// Which events to ask for, and how fresh they must be. The default asks for everything, of any age.
 #[derive(Debug, Clone, Default)]
 #[must_use]
 pub struct Query {

@@ -39,10 +39,11 @@ pub enum Status {
         since: DateTime<Utc>,
         /// What is wrong, each with its repair. Never empty.
         faults: Vec<Fault>,
-        /// A change that is not logged shows within about this time. The follower reads again and again what may have
-        /// changed so, for at most a twentieth of the time. That is everything, unless only partitions of
-        /// `odds_snapshots` have no triggers: then it is their latest snapshots. The bound is computed from how long the last such read took. `None` if
-        /// every change is logged, and the only faults are rows.
+        /// A change that is not logged shows within about this time. For at most a twentieth of the time, the follower
+        /// looks again and again for what changed so: the latest snapshots of all events, and market rows that were
+        /// written. If only partitions of `odds_snapshots` have no triggers, it looks up their latest snapshots. Without
+        /// the feed it reads everything. The bound is computed from how long the last such read took, so one that finds
+        /// far more to read may exceed it. `None` if every change is logged, and the only faults are rows.
         bound: Option<Duration>,
     },
     /// Reading everything again. The old view stays readable meanwhile.
@@ -192,8 +193,8 @@ pub struct Counters {
     pub published: u64,
     /// Events that were dropped because they left the window: their kickoff lay too far back.
     pub evicted_events: u64,
-    /// How often everything was read, including the first warmup, or a whole table
-    /// ([`ReloadReason::WholeTable`]).
+    /// How often everything was read, including the first warmup, or all headers and the markets that may have changed;
+    /// see [`ReloadReason`].
     pub reloads: u64,
     /// The same by reason.
     pub reloads_by_reason: Reloads,

@@ -16,12 +16,12 @@
 //! - U1: A full pass compares everything of every event that was in the window or held when the pass began, and that did
 //!   not leave since. [`Audit::passes`] says how long the last one took.
 //! - U2: Over time the audit takes at most the budgeted share of the time, whether its steps succeed or fail.
-//! - U3: A pass over headers compares the kickoff and the names of each such event. It compares the row of each snapshot that is held.
-//!   If an event is in the window but not held, or linked to a competitor event of whose source it holds no snapshot, it
-//!   reads all headers of the event. And it compares every snapshot whose id is greater than all ids were when the pass
-//!   before the last one began. So it misses one thing, which the full pass finds: an older row that was inserted
-//!   under its old id, or moved to another event, alone or with its competitor event, while that event holds another
-//!   snapshot of that bookmaker or source.
+//! - U3: A pass over headers compares the kickoff and the names of each such event. It compares the row of each snapshot
+//!   that is held. If an event is in the window but not held, or linked to a competitor event of whose source it holds
+//!   no snapshot, it reads all headers of the event. And it compares every snapshot whose id is greater than all ids
+//!   were when the pass before the last one began. So it misses one thing, which the full pass finds: an older row that
+//!   was inserted under its old id, or moved to another event, alone or with its competitor event, while that event
+//!   holds another snapshot of that bookmaker or source.
 //! - U4: No pass starves. Each that has something to do gets at least its share of the audit's time, and the failures of
 //!   one do not stop the others.
 //! - U6: A resync reads everything of every event that is in the window or held when it begins, and that does not leave

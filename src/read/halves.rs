@@ -89,8 +89,8 @@ impl Reader<'_> {
         Ok(found)
     }
 
-    /// The kickoffs and names of all events in the window, except those whose row cannot be read. Halves ranges of ids, because
-    /// it does not know the ids.
+    /// The kickoffs and names of all events in the window, except those whose row cannot be read. Halves ranges of ids,
+    /// because it does not know the ids.
     pub(super) async fn kickoffs_by_halves(
         &self,
         search: &Search,

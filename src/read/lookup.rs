@@ -7,7 +7,7 @@
 //! # Invariants
 //! - LU1: While changes are read, each name was read at most [`INTERVAL`] before the view that shows it, or after the
 //!   last commit. A tournament that no event has named before is read with its event.
-//! - LU2: Whatever is wrong with these tables, the read goes on. The draft then keeps the names that it has. Nothing
+//! - LU2: If anything is wrong with these tables, the read goes on. The draft then keeps the names that it has. Nothing
 //!   here waits for a lock.
 
 use std::time::{Duration, Instant};

@@ -5,7 +5,7 @@ use serde_json::json;
 
 use super::Page;
 
-/// People find an event by its teams, see it by tournament, and see each name as text, whatever it holds.
+/// People find an event by its teams, see it by tournament, and see each name as text, even if it holds HTML.
 #[tokio::test]
 async fn events_are_known_by_their_names() {
     let Some(page) = Page::of(20).await else {

@@ -30,7 +30,7 @@ pub(crate) enum Stream {
     Unix(UnixStream),
 }
 
-/// Calls a method of the connection, whatever its kind is.
+/// Calls a method of a connection of any kind.
 macro_rules! forward {
     ($stream:expr, $method:ident $(, $argument:expr)*) => {
         match $stream {
