@@ -946,7 +946,7 @@ impl DatabaseFollower {
     /// says so, too, because the view was not current when the read of everything began.
     fn announce(&mut self, reason: &Reload, resumes: bool) {
         if reason.reason == ReloadReason::FeedNotWhole {
-            tracing::debug!("reading everything, because the feed does not log every change");
+            tracing::debug!("looking for changes that the feed did not log");
         } else if !self.is_warm() {
             tracing::info!("warming up");
             self.publisher.set_status(Status::Warming);
@@ -955,7 +955,9 @@ impl DatabaseFollower {
                 true => {
                     tracing::info!(%reason, "not resumed: continuity not proven; reading everything")
                 }
-                false => tracing::info!(%reason, "reading everything; the old view stays readable"),
+                false => {
+                    tracing::info!(%reason, "reading again what may have changed; the old view stays readable")
+                }
             }
             let shown = match resumes {
                 true => ReloadReason::ConnectionLost,
@@ -1049,9 +1051,10 @@ impl DatabaseFollower {
             }
             self.last_warmup = Some(warmup);
         }
-        if let Some(reason) = &done.wide {
+        let wide = done.wide.as_ref();
+        if let Some(reason) = wide.filter(|wide| wide.reason != ReloadReason::FeedNotWhole) {
             let (rows, seconds) = (done.rows_read, done.began.elapsed().as_secs_f64());
-            tracing::info!(%reason, rows, seconds, "read what a large change touched");
+            tracing::info!(%reason, rows, seconds, "read what may have changed");
         }
         if reload == Some(ReloadReason::Audit) {
             let held = |id| self.draft.event(id).cloned();

@@ -1,5 +1,5 @@
-//! Finds the held snapshots whose market rows were written since a moment, without reading the markets. That takes about
-//! a fifteenth of the time. The follower needs it where rows may have changed without a log row: a trigger was off for a
+//! Finds the held snapshots whose market rows were written since a moment, without reading the markets. That takes a small
+//! part of the time. The follower needs it where rows may have changed without a log row: a trigger was off for a
 //! while, the log was pruned or truncated, or the feed is not whole.
 //!
 //! # Invariants
@@ -26,7 +26,8 @@ use crate::{
     store::draft::Draft,
 };
 
-/// After so many transactions the ids are too far apart to be compared. Half of this would do; see RV2.
+/// Beyond this many transactions nothing is compared. A row has 32 bits of its writer's id, and twice as many transactions
+/// later these no longer tell which of two ids is the older one.
 const MOST_TRANSACTIONS: u64 = 1 << 30;
 
 /// The last moment at which the draft equalled the database (RV1).
