@@ -1,7 +1,8 @@
 -- grants.sql: makes a role for the cache, and grants it the rights that the cache needs and no others.
 --
 -- What     LOGIN without a password; USAGE on the two schemas; SELECT on the six tables, change_log and log_state,
---          and on bookmakers, tournaments and sports where they exist; EXECUTE on heartbeat(). With `prune` also EXECUTE on prune(interval), so that the cache keeps the log short.
+--          and on bookmakers, tournaments and sports where they exist; EXECUTE on heartbeat(). With `prune` also
+--          EXECUTE on prune(interval), so that the cache keeps the log short.
 --          SELECT is on whole tables, because the cache runs LOCK TABLE ... IN ACCESS SHARE MODE. Rights on columns are
 --          not enough for that. Partitions need no rights of their own.
 --          Caches of older versions call heartbeat(). It takes no argument. It writes a log row without keys, at most

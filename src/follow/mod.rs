@@ -39,6 +39,7 @@ use crate::{
     read::{
         self, Cause, Done, Read, ReadState,
         audit::{Audit, Audited, Pass, Resync, Step},
+        changed::WORTH_HELPERS,
         parallel::EXPORTING,
         preflight::{self, Feed},
         schema::Names,
@@ -610,13 +611,13 @@ impl DatabaseFollower {
         Ok(())
     }
 
-    /// Begins to read everything again, as requested: beside following, if the log tells what changes meanwhile.
+    /// Begins to read everything again: beside following, if the log tells what changes meanwhile.
     fn begin_resync(&mut self, known: &mut ReadState) {
         match &mut self.resync {
             _ if self.rereads.is_on() => known.reload = Some(ReloadReason::Requested.into()),
             Some(resync) => resync.again(),
             None => {
-                tracing::info!("reading everything again beside following, as requested");
+                tracing::info!("reading everything again beside following");
                 self.resync = Some(Resync::new(Instant::now()));
             }
         }
@@ -760,12 +761,12 @@ impl DatabaseFollower {
         Ok(true)
     }
 
-    /// Publishes what a read of changes found, unless the audit found a difference.
+    /// Notes a read of changes, and publishes what it found.
     fn caught_up(
         &mut self,
         known: &mut ReadState,
         woken: Option<Woken>,
-        mut done: Done,
+        done: Done,
         span: &Span,
         begun_at: Instant,
         resumes: bool,
@@ -780,9 +781,16 @@ impl DatabaseFollower {
         if let Some(woken) = woken {
             self.plan_next(known, woken, &done, begun_at.elapsed());
         }
-        if done.is_requested {
+        let is_requested = done.is_requested;
+        self.show(known, done, begun_at);
+        // Only now it is known whether the feed is whole.
+        if is_requested {
             self.begin_resync(known);
         }
+    }
+
+    /// Publishes what a read found, unless the audit found a difference.
+    fn show(&mut self, known: &mut ReadState, mut done: Done, begun_at: Instant) {
         let audited = done.audited.take();
         if let Some(audited) = audited
             .as_ref()
@@ -811,7 +819,7 @@ impl DatabaseFollower {
         }
         let is_over = resync.done(audited, took, Instant::now());
         if is_over {
-            tracing::info!("everything was read again, as requested");
+            tracing::info!("everything was read again");
             self.resync = None;
             let counters = self.publisher.counters();
             add(&counters.reloads, 1);
@@ -1036,7 +1044,11 @@ impl DatabaseFollower {
             self.resync = None;
             self.read_whole(known, done.began, self.config.warmup_connections);
         } else if done.is_whole {
-            self.read_whole(known, done.began, 1);
+            let connections = match done.snapshots_read >= WORTH_HELPERS {
+                true => self.config.warmup_connections,
+                false => 1,
+            };
+            self.read_whole(known, done.began, connections);
         }
         if let Some((reason, warmup)) = done.warmup {
             let WarmupStats {

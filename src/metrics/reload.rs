@@ -30,7 +30,8 @@ pub enum ReloadReason {
     TooManyRows,
     /// A trigger met an error and logged that everything must be read.
     Trouble,
-    /// A handle ([`OddsCache::resync`](crate::OddsCache::resync)) or the database (`oddscache.resync()`) requested it.
+    /// A handle ([`OddsCache::resync`](crate::OddsCache::resync)) or the database (`oddscache.resync()`) requested it. Or
+    /// the feed was repaired or had lost rows, so the follower checks everything once.
     Requested,
     /// The audit found a difference. The reload repaired it. At a subscriber of a relay: its digest differed from the
     /// publisher's.
@@ -99,7 +100,7 @@ impl ReloadReason {
                 "see which TRUNCATE or which large statement repeats, and split it"
             }
             ReloadReason::Trouble => "see 'could not be logged' in the server's log",
-            ReloadReason::Requested => "see who calls resync()",
+            ReloadReason::Requested => "see who calls resync() or changes the feed",
             ReloadReason::Audit => "see who disables triggers",
             ReloadReason::ServerChanged => "see whether several servers answer behind one address",
             ReloadReason::WentBack => "see who restores the server",

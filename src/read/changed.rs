@@ -41,7 +41,7 @@ use crate::{
 const MOST_KEYS_AT_ONCE: usize = 400;
 
 /// From this many snapshots on, their markets are read on several connections.
-const WORTH_HELPERS: usize = 1_000;
+pub(crate) const WORTH_HELPERS: usize = 1_000;
 
 /// The greatest snapshot ids read so far. A market row of a greater id belongs to a new snapshot, which will be needed.
 #[derive(Debug, Clone, Copy, Default)]

@@ -7,8 +7,10 @@
 //! # Invariants
 //! - LU1: While changes are read, each name was read at most [`INTERVAL`] before the view that shows it, or after the
 //!   last commit. A tournament that no event has named before is read with its event.
-//! - LU2: If anything is wrong with these tables, the read goes on. The draft then keeps the names that it has. Nothing
-//!   here waits for a lock.
+//! - LU2: If anything is wrong with these tables, the read goes on, and keeps most of its time. The draft then keeps the
+//!   names that it has.
+//! - LU3: What is read is what the read's snapshot shows. A table that got a new file since, by TRUNCATE for instance, is
+//!   not read.
 
 use std::time::{Duration, Instant};
 
@@ -22,7 +24,7 @@ use crate::{
     config::Config,
     error::Error,
     model::{Bookmaker, Bookmakers, MOST_CHARACTERS, Tournament},
-    postgres::quote::quote,
+    postgres::{connection::millis, quote::quote},
     read::{schema::Names, source::Source},
     sql::LOOKUP_TABLES,
     store::draft::Draft,
@@ -30,6 +32,9 @@ use crate::{
 
 /// How old the names may get before they are read again, if no shorter time of the audit asks for more.
 const INTERVAL: Duration = Duration::from_secs(30);
+
+/// Each statement may take this part of the time limit of a read.
+const PART_OF_TIMEOUT: u32 = 20;
 
 /// The most rows of `bookmakers` that are read.
 const MOST_BOOKMAKERS: usize = 10_000;
@@ -82,26 +87,28 @@ impl LookupState {
         draft: &Draft,
         tournament_ids: impl Iterator<Item = i64>,
     ) -> Result<(LookupState, Option<Rows>), Error> {
-        let Source { client, names, .. } = source;
+        let Source {
+            client,
+            names,
+            config,
+        } = source;
         let known = draft.packer.lookup.tournament_ids();
         let mut ids: Vec<i64> = known.chain(tournament_ids).collect();
         ids.sort_unstable();
         ids.dedup();
-        let run = async |sql| {
+        let run = async |sql: &str| {
             let done = client.batch_execute(sql).await;
             done.map_err(Error::database(DOING))
         };
-        run("SAVEPOINT lookup").await?;
-        let (rows, trouble) = match read(client, names, &ids).await {
-            Ok((rows, trouble)) => {
-                run("RELEASE SAVEPOINT lookup").await?;
-                (Some(rows), trouble)
-            }
-            Err(error) if error.is_of_a_statement() => {
-                run("ROLLBACK TO SAVEPOINT lookup; RELEASE SAVEPOINT lookup").await?;
-                (None, Some(error.to_string()))
-            }
-            Err(error) => return Err(error),
+        let bound = millis(config.read_timeout / PART_OF_TIMEOUT).max(1);
+        let begin = format!("SAVEPOINT lookup; SET LOCAL statement_timeout = {bound}");
+        run(&begin).await?;
+        let read = read(client, names, &ids).await;
+        // Also after success: this takes the time limit back. A lost connection shows here.
+        run("ROLLBACK TO SAVEPOINT lookup; RELEASE SAVEPOINT lookup").await?;
+        let (rows, trouble) = match read {
+            Ok((rows, trouble)) => (Some(rows), trouble),
+            Err(error) => (None, Some(error.to_string())),
         };
         let read_at = Instant::now();
         if let Some(reason) = &trouble
@@ -115,6 +122,9 @@ impl LookupState {
 
 /// A lookup table as this database has it.
 struct Found {
+    id: u32,
+    /// Its file as the snapshot shows it; 0 for a partitioned table.
+    file: u32,
     /// Qualified and quoted.
     name: String,
     columns: Vec<String>,
@@ -137,8 +147,9 @@ impl Found {
 
 /// The lookup tables that exist, by name.
 async fn find(client: &Client, names: &Names) -> Result<HashMap<String, Found>, Error> {
-    let sql = "SELECT c.relname::text, has_table_privilege(c.oid, 'SELECT'), \
-         array(SELECT a.attname::text FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped) \
+    // Somebody may have dropped the table since the snapshot. Then the right is null.
+    let sql = "SELECT c.relname::text, coalesce(has_table_privilege(c.oid, 'SELECT'), false), \
+         array(SELECT a.attname::text FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped), c.oid, c.relfilenode \
          FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
          WHERE n.nspname = $1 AND c.relname = ANY($2) AND c.relkind IN ('r', 'p')";
     let schema: &(dyn ToSql + Sync) = &names.app_schema;
@@ -153,6 +164,8 @@ async fn find(client: &Client, names: &Names) -> Result<HashMap<String, Found>, 
             name: format!("{}.{}", quote(&names.app_schema), quote(&name)),
             is_readable: row.try_get(1)?,
             columns: row.try_get(2)?,
+            id: row.try_get(3)?,
+            file: row.try_get(4)?,
         };
         Ok((name, found))
     };
@@ -182,6 +195,7 @@ async fn read(
         );
         let locked = client.batch_execute(&locks).await;
         locked.map_err(Error::database(DOING))?;
+        check_files(client, found.values()).await?;
     }
     let mut bookmakers = Bookmakers::new();
     if let Some(table) = found.get("bookmakers") {
@@ -229,6 +243,22 @@ async fn read(
         )
     });
     Ok((rows, trouble))
+}
+
+/// Checks that no table got another file between the snapshot and its lock (LU3).
+async fn check_files(client: &Client, found: impl Iterator<Item = &Found>) -> Result<(), Error> {
+    let (ids, files): (Vec<u32>, Vec<u32>) = found.map(|table| (table.id, table.file)).unzip();
+    let sql = "SELECT FROM unnest($1, $2) AS t (id, file) WHERE coalesce(pg_relation_filenode(id), 0) <> file";
+    let ids: &(dyn ToSql + Sync) = &ids;
+    let args = [(ids, Type::OID_ARRAY), (&files, Type::OID_ARRAY)];
+    let replaced = client.query_typed(sql, &args).await;
+    match replaced.map_err(Error::database(DOING))?.is_empty() {
+        true => Ok(()),
+        false => Err(Error::unexpected(
+            DOING,
+            "meanwhile one of them was truncated or rewritten",
+        )),
+    }
 }
 
 /// An id and three texts of each row.

@@ -190,7 +190,7 @@ pub(crate) struct Done {
     pub(crate) evicted: usize,
     /// Whether a read of changes also read all that may have changed without a log row.
     pub(crate) is_whole: bool,
-    /// Whether the log asks to read everything again.
+    /// Whether to read everything again, beside following.
     pub(crate) is_requested: bool,
     /// Set if this was a read of changes.
     pub(crate) shown: Option<Shown>,
@@ -682,6 +682,7 @@ async fn read_rows(
         schema,
         is_whole,
         unnamed: _,
+        is_doubtful,
     } = news;
     let tables = schema.as_ref().unwrap_or(&state.schema);
     if let Some(prepared) = prepared.filter(|_| schema.is_some() || state.unproven) {
@@ -765,7 +766,7 @@ async fn read_rows(
         unreadable_rows_found,
         evicted,
         is_whole,
-        is_requested: changed.is_requested,
+        is_requested: changed.is_requested || is_doubtful,
         shown: Some(shown),
         took: (!for_audit).then_some(took),
         audited,
@@ -870,6 +871,8 @@ pub(crate) struct News {
     is_whole: bool,
     /// Why rows may have changed that neither the log nor the catalog names. [`wide`] finds them ([`versions`]).
     unnamed: Option<Reload>,
+    /// Whether everything must be read again, beside following: see RV5 of [`versions`].
+    is_doubtful: bool,
 }
 
 impl Opened {
@@ -964,9 +967,11 @@ impl Opened {
                 log.await?.map(|(changed, seen)| (changed, Some(seen)))
             }
         };
+        let mut is_doubtful = touched.is_unlogged() || cursor.is_pruned(start.pruned_below);
         let (mut changed, seen) = match news {
             Ok(news) => news,
             Err(reason) => {
+                is_doubtful = true;
                 unnamed = Some(unnamed.unwrap_or(reason));
                 (Changed::default(), None)
             }
@@ -997,6 +1002,7 @@ impl Opened {
             schema,
             is_whole,
             unnamed,
+            is_doubtful,
         }))
     }
 }

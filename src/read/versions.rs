@@ -12,6 +12,10 @@
 //! - RV4: RV2 holds for the history of one server, and for rows in a heap. Row security, and tables that take the place of
 //!   others, change what a role sees without writing a row. So after such changes the markets are read
 //!   ([`crate::read::partitions`]).
+//! - RV5: Nothing proves RV1. The triggers may all have been there, and yet have logged nothing: the function had another
+//!   body, or a trigger a condition that is always false. A log row may also have been lost, and a request to read
+//!   everything with it. So where somebody may have repaired the feed, or log rows are missing, this look comes first,
+//!   and a resync follows, which reads everything beside following ([`crate::read::audit`]).
 
 use hashbrown::HashMap;
 

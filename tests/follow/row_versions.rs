@@ -268,3 +268,67 @@ async fn changes_that_are_not_logged_between_others_that_are() {
     let now = followed.cache.counters();
     assert_eq!(now.snapshots_read, before.snapshots_read, "nothing changed");
 }
+
+/// RV5: all triggers were there, and their function logged nothing. Once it is repaired, everything is read again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_feed_that_looked_whole_and_logged_nothing() {
+    let followed = followed().await;
+    let install = std::fs::read_to_string("sql/install.sql").expect("a script");
+    let resyncs = |now: &oddscache::Counters| now.reloads_by_reason.of(ReloadReason::Requested);
+    followed
+        .step("create or replace function oddscache.log_change() returns trigger language plpgsql as 'begin return null; end'")
+        .await;
+    followed.counted("a resync", |now| resyncs(now) == 1).await;
+    followed
+        .run("update market_odds set line = 55 where snapshot_id = 112")
+        .await;
+    // Later reads move on.
+    for _ in 0..3 {
+        let reads = followed.cache.counters().reads;
+        followed.run("select pg_current_xact_id()").await;
+        followed.counted("a read", |now| now.reads > reads).await;
+    }
+    followed.run(&install).await;
+    eventually("everything was read again", async || {
+        let view = followed.cache.view();
+        let expected = followed.oracle(view.cut().window_start).await;
+        oddscache_testkit::same(&oddscache_testkit::dump(&view), &expected).is_ok()
+    })
+    .await;
+    followed.live().await;
+    followed.set_line(3).await;
+    followed.check("the feed logs again").await;
+    assert_eq!(followed.epoch(), 1);
+}
+
+/// A request to read everything came with a log row that is not understood, or was pruned before it was read.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_request_is_kept_where_the_log_is_not_understood_or_pruned() {
+    let followed = followed().await;
+    let log =
+        "insert into oddscache.change_log (xid, table_name, op, note) values (pg_current_xact_id()";
+    for (nth, more) in [
+        format!("{log}, 'of another version', 'INSERT', null); {log}, 'resync', 'RESYNC', 'ASKED')"),
+        format!(
+            "{log}, 'resync', 'RESYNC', 'ASKED'); delete from oddscache.change_log;
+             update oddscache.log_state set pruned_below = (pg_current_xact_id()::text::bigint + 1)::text::xid8"
+        ),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        // Nothing tells of this row: an older reader has seen its writer.
+        followed
+            .run("begin; update market_odds set line = 61 where snapshot_id = 112; delete from oddscache.change_log where xid = pg_current_xact_id(); commit")
+            .await;
+        let reads = followed.cache.counters().reads;
+        followed.counted("a read", |now| now.reads > reads + 1).await;
+        followed.run(&more).await;
+        followed
+            .counted("a resync", |now| {
+                now.reloads_by_reason.of(ReloadReason::Requested) > nth as u64
+            })
+            .await;
+        followed.check("the request").await;
+    }
+}

@@ -189,7 +189,15 @@ impl Subscriber {
                 Some((header, records)) => {
                     add(&self.publisher.counters().relay_bytes, records.len());
                     last = Some(header);
-                    records.is_empty() || decoder.decode_part(records, &mut next).is_ok()
+                    let decoded = match records.is_empty() {
+                        true => Ok(()),
+                        false => decoder.decode_part(records, &mut next),
+                    };
+                    if let Err(reason) = &decoded {
+                        self.refuse();
+                        tracing::warn!(%reason, "a part of the publisher's state cannot be read; do both run the same version?");
+                    }
+                    decoded.is_ok()
                 }
                 None => false,
             };
