@@ -30,7 +30,7 @@ const INCIDENTS: &str = "
     bypassed => a row changes past the triggers => AuditMismatch ErrorsLogged
     unpruned => nobody prunes the log, and much is written => LogNotPruned
     reloading => somebody calls resync() again and again => Reloads
-    put_back => the machine of the database is put back to an earlier state => WentBack
+    restored => the database is restored from an older backup => WentBack
     crowded => clients open more connections than fit => HttpTurnedAway
     unread => nobody reads standard error => LogDropped
 ";

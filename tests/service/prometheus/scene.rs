@@ -8,13 +8,13 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
+    thread,
 };
 
 use oddscache_testkit::{
     Database, cases, cluster,
     cluster::Cluster,
     eventually,
-    servers::timeless,
     service::{SERVE, Service, command},
 };
 use tokio::{net::TcpStream, process::Child};
@@ -38,6 +38,8 @@ pub(super) struct Scene {
 
 impl Scene {
     pub(super) async fn new() -> Scene {
+        // They take seconds to create, so this goes on beside the rest.
+        let clusters = ["stopped", "restored"].map(|name| (name, thread::spawn(own_cluster)));
         let mut scene = Scene {
             databases: BTreeMap::new(),
             clusters: BTreeMap::new(),
@@ -48,11 +50,8 @@ impl Scene {
         };
         let address = scene.unread.address.clone();
         scene.instances.insert("unread", address);
-        for name in ["stopped", "put_back"] {
-            let cluster = own_cluster();
-            if name == "put_back" {
-                timeless(&cluster);
-            }
+        for (name, cluster) in clusters {
+            let cluster = cluster.join().expect("a cluster");
             let service = Service::start(&cluster.dsn("postgres"), &AUDIT).await;
             scene.serve(name, service);
             scene.clusters.insert(name, cluster);
@@ -107,14 +106,14 @@ impl Scene {
     pub(super) async fn begin(&mut self) {
         self.unread.stop();
         self.clusters["stopped"].stop("fast").expect("stops");
-        let cluster = &self.clusters["put_back"];
+        let cluster = &self.clusters["restored"];
         cluster.stop("fast").expect("stops");
         let backup = cluster.backup("backup");
         cluster.boot().expect("starts");
         for _ in 0..20 {
             cluster.sql("update events set name = 'lost' where id = 1");
         }
-        let service = &self.services["put_back"];
+        let service = &self.services["restored"];
         eventually("it shows what will be lost", async || {
             service.json("/v1/events/1").await["name"] == "lost"
         })
@@ -216,7 +215,7 @@ impl Unread {
     fn read(&self) {
         let (log, is_read) = (self.log.clone(), self.is_read.clone());
         is_read.store(true, Ordering::Relaxed);
-        std::thread::spawn(move || {
+        thread::spawn(move || {
             let mut buffer = [0; 65536];
             while is_read.load(Ordering::Relaxed)
                 && (&*log).read(&mut buffer).is_ok_and(|count| count > 0)
