@@ -4,7 +4,7 @@
 //! One service of its own stands for each incident, so all incidents run at once.
 //!
 //! **Durations are shortened.** The rules wait for minutes and look back for hours. [`shortened`] replaces each duration
-//! of the files by a tenth of it, and by at most ten seconds. Nothing else of an expression changes: no metric, no
+//! of the files by a tenth of it, and by at most eight seconds. Nothing else of an expression changes: no metric, no
 //! label, no bound. The audit of the services runs more often for the same reason.
 //!
 //! `cargo test --test service -- --nocapture prometheus::` prints the table that `examples/deploy/README.md` has.
@@ -53,7 +53,7 @@ fn deployed(name: &str) -> String {
     fs::read_to_string(folder.join(name)).expect(name)
 }
 
-/// The same text with shorter durations: a tenth, and at most ten seconds. Durations are what follows `for:`,
+/// The same text with shorter durations: a tenth, and at most eight seconds. Durations are what follows `for:`,
 /// `offset`, an opening bracket or the intervals of `prometheus.yml`.
 fn shortened(text: &str) -> String {
     let mut text = text.to_owned();
@@ -65,7 +65,7 @@ fn shortened(text: &str) -> String {
             let (word, rest) = part.split_at(end.unwrap_or(part.len()));
             done.push_str(before);
             match milliseconds(word) {
-                Some(long) => done.push_str(&format!("{}ms", (long / 10).min(10_000))),
+                Some(long) => done.push_str(&format!("{}ms", (long / 10).min(8_000))),
                 None => done.push_str(word),
             }
             done.push_str(rest);
@@ -92,8 +92,8 @@ fn milliseconds(word: &str) -> Option<u64> {
 fn only_durations_are_shortened() {
     for [long, short] in cases(
         "for: 1m => for: 6000ms
-         (increase(x_total{a=\"5m\"}[30m]) > 5 => (increase(x_total{a=\"5m\"}[10000ms]) > 5
-         avg_over_time(x[1d] offset 1d) + 50e6 => avg_over_time(x[10000ms] offset 10000ms) + 50e6
+         (increase(x_total{a=\"5m\"}[30m]) > 5 => (increase(x_total{a=\"5m\"}[8000ms]) > 5
+         avg_over_time(x[1d] offset 1d) + 50e6 => avg_over_time(x[8000ms] offset 8000ms) + 50e6
          scrape_interval: 10s => scrape_interval: 1000ms
          For 30 minutes [see] => For 30 minutes [see]",
     ) {

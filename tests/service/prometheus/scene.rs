@@ -40,13 +40,15 @@ impl Scene {
     pub(super) async fn new() -> Scene {
         // They take seconds to create, so this goes on beside the rest.
         let clusters = ["stopped", "restored"].map(|name| (name, thread::spawn(own_cluster)));
+        // Four of them may read the same.
+        let shared = with_odds();
         let mut scene = Scene {
             databases: BTreeMap::new(),
             clusters: BTreeMap::new(),
             services: BTreeMap::new(),
             instances: BTreeMap::new(),
             crowd: VecDeque::new(),
-            unread: Unread::start().await,
+            unread: Unread::start(&shared).await,
         };
         let address = scene.unread.address.clone();
         scene.instances.insert("unread", address);
@@ -66,7 +68,10 @@ impl Scene {
             "unpruned",
             "reloading",
         ] {
-            let database = with_odds();
+            let database = match name {
+                "quiet" | "killed" => shared.clone(),
+                _ => with_odds(),
+            };
             let dsn = match name {
                 // By default the role of `oddscache sql grants` may not prune.
                 "unpruned" => cluster().dsn_as(&database.reader(), &database.name),
@@ -76,10 +81,9 @@ impl Scene {
             scene.serve(name, service);
             scene.databases.insert(name, database);
         }
-        let database = with_odds();
         let few = ["--most-connections", "2", "--admin-listen", "127.0.0.1:0"];
         let mut serve = command(&[&SERVE[..], &AUDIT, &few].concat());
-        serve.env("DATABASE_URL", database.dsn());
+        serve.env("DATABASE_URL", shared.dsn());
         let (service, operators) = Service::spawn_with_admin(serve).await;
         for service in scene.services.values() {
             service.ready().await;
@@ -88,7 +92,6 @@ impl Scene {
         scene.serve("crowded", service);
         let address = operators.base.trim_start_matches("http://").to_owned();
         scene.instances.insert("crowded", address);
-        scene.databases.insert("crowded", database);
         scene
     }
 
@@ -179,12 +182,10 @@ struct Unread {
     log: Arc<PipeReader>,
     is_read: Arc<AtomicBool>,
     _process: Child,
-    _database: Database,
 }
 
 impl Unread {
-    async fn start() -> Unread {
-        let database = with_odds();
+    async fn start(database: &Database) -> Unread {
         // Choose the port here, because the log is not looked at.
         let free = TcpListener::bind("127.0.0.1:0").expect("a port");
         let address = free.local_addr().expect("an address").to_string();
@@ -200,7 +201,6 @@ impl Unread {
             log: Arc::new(log),
             is_read: Arc::default(),
             _process: process.expect("the binary runs"),
-            _database: database,
         };
         unread.read();
         eventually("ready", async || {
