@@ -151,7 +151,9 @@ impl Scene {
         }
         let open = TcpStream::connect(self.services["crowded"].address()).await;
         self.crowd.push_back(open.expect("connects"));
-        self.crowd.truncate(9);
+        if self.crowd.len() > 9 {
+            self.crowd.pop_front();
+        }
     }
 
     /// Mostly what the annotations of the alerts tell operators to do.

@@ -36,10 +36,9 @@ impl Prometheus {
         let address = free.local_addr().expect("an address");
         drop(free);
         // The shell kills Prometheus at the end of its input. Only this process holds the other end of that pipe, so
-        // Prometheus ends with this process.
-        // The shell would say that it killed Prometheus, so only Prometheus may write to standard error.
-        let script = r#"cd "$2"; exec 3>&2 2>/dev/null; "$1" --config.file=prometheus.yml --storage.tsdb.path=data --log.level=warn \
-            --web.listen-address="$3" 2>&3 & cat >/dev/null; kill -9 $!; wait $!"#;
+        // Prometheus ends with this process. The shell would report that, so only Prometheus may write to standard error.
+        let script = r#"cd "$2"; exec 3>&2 2>/dev/null; "$1" --config.file=prometheus.yml --storage.tsdb.path=data \
+            --log.level=warn --web.listen-address="$3" 2>&3 & cat >/dev/null; kill -9 $!; wait $!"#;
         let mut shell = Command::new("sh");
         shell.args(["-c", script, "prometheus"]).arg(program);
         shell.arg(folder.path()).arg(address.to_string());
