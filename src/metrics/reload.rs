@@ -39,7 +39,8 @@ pub enum ReloadReason {
     /// Another server answered, or the same one after a restart or a promotion. Behind a pooler, a lost connection
     /// looks the same.
     ServerChanged,
-    /// The server had assigned fewer transaction ids than before, so somebody put its machine back to an earlier state.
+    /// The server had assigned fewer transaction ids than before: somebody restored it or put its machine back, or a
+    /// failover or a crash lost transactions. A restart that lost none is [`ReloadReason::ServerChanged`].
     WentBack,
     /// The server's clock went back.
     ClockWentBack,

@@ -892,12 +892,13 @@ impl Opened {
         let reload = |reason: Reload, start| Ok(Err((reason, Box::new(start))));
         // First: has the server lost history that was read? These reasons begin a new epoch. They come before
         // `keep_forward`, which would carry over the times of the lost history.
-        if !start.server.has_run_on_since(&at.server) {
-            return reload(ReloadReason::ServerChanged.into(), start);
-        }
+        // A restored server has restarted, too. That it went back says more, so this comes before the restart.
         let cursor = at.cursor.as_ref();
         if cursor.is_some_and(|cursor| cursor.is_after(&start.snapshot)) {
             return reload(ReloadReason::WentBack.into(), start);
+        }
+        if !start.server.has_run_on_since(&at.server) {
+            return reload(ReloadReason::ServerChanged.into(), start);
         }
         if start.window_start < at.window_start.minus(CLOCK_TOLERANCE) {
             return reload(ReloadReason::ClockWentBack.into(), start);

@@ -3,7 +3,7 @@
 
 use std::time::Instant;
 
-use oddscache::Error;
+use oddscache::{Error, ReloadReason};
 use oddscache_testkit::{
     cluster::Cluster, connect, eventually, followed::Followed, proxy::Proxy, servers::timeless,
 };
@@ -108,6 +108,9 @@ async fn an_older_backup_on_the_same_port_replaces_the_state() {
     cluster.boot().expect("starts");
     followed.app = connect(&dsn).await;
     assert_eq!(followed.check_epoch(2, "restored").await, seed);
+    // It has also restarted, but operators must learn that it went back.
+    let reloads = followed.cache.counters().reloads_by_reason;
+    assert_eq!(reloads.of(ReloadReason::WentBack), 1);
     assert!(set_line(&followed.app, 222, 8).await <= lost);
     assert_ne!(followed.check("after the restore").await, seed);
     assert_eq!(followed.epoch(), 2);

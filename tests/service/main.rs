@@ -21,6 +21,7 @@ mod list;
 mod logging;
 mod metrics;
 mod openapi;
+mod prometheus;
 mod promtool;
 mod streams;
 

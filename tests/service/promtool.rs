@@ -64,19 +64,28 @@ fn labels(expression: &str) -> Vec<String> {
     found
 }
 
-/// The expressions of the dashboard, as Grafana sends them to Prometheus.
-fn expressions(dashboard: &Value) -> Vec<String> {
-    let panels = dashboard["panels"].as_array().expect("panels");
-    let targets = panels.iter().flat_map(|panel| panel["targets"].as_array());
-    let expression = |target: &Value| {
-        let text = target["expr"].as_str().expect("an expression");
-        let text = text.replace("$__rate_interval", "1m");
-        text.replace("$instance", ".*")
-    };
-    targets.flatten().map(expression).collect()
+/// The titles of panels and the expressions that Grafana sends to Prometheus, where a user has chosen this `instance`, a
+/// regular expression.
+pub(super) fn queries(dashboard: &Value, instance: &str) -> Vec<(String, String)> {
+    let mut queries = Vec::new();
+    for panel in dashboard["panels"].as_array().expect("panels") {
+        for target in panel["targets"].as_array().into_iter().flatten() {
+            let title = panel["title"].as_str().expect("a title");
+            let text = target["expr"].as_str().expect("an expression");
+            let text = text.replace("$__rate_interval", "1m");
+            queries.push((title.to_owned(), text.replace("$instance", instance)));
+        }
+    }
+    queries
 }
 
-fn dashboard() -> Value {
+/// The expressions of the dashboard.
+fn expressions(dashboard: &Value) -> Vec<String> {
+    let queries = queries(dashboard, ".*").into_iter();
+    queries.map(|(_, expression)| expression).collect()
+}
+
+pub(super) fn dashboard() -> Value {
     serde_json::from_str(&read("examples/deploy/dashboard.json")).expect("JSON")
 }
 

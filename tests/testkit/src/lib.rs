@@ -33,6 +33,7 @@ pub mod pgbouncer;
 pub mod plain;
 pub mod process;
 pub mod programs;
+pub mod prometheus;
 pub mod proxy;
 pub mod replica;
 pub mod servers;
