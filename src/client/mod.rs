@@ -48,7 +48,8 @@ pub use self::{
     error::Error,
     query::Query,
     types::{
-        Change, Event, ListedEvent, ListedMarket, ListedOutcome, Market, Offer, Outcome, Snapshot,
+        Bookmaker, Change, Event, ListedEvent, ListedMarket, ListedOutcome, Market, Offer, Outcome,
+        Snapshot, Tournament,
     },
 };
 use self::{

@@ -17,10 +17,52 @@ pub struct Event {
     pub event_id: i64,
     /// When it begins, UTC.
     pub kickoff: Option<DateTime<Utc>>,
+    /// What it is called; `None` if the service does not know. So are the other names.
+    #[serde(default)]
+    pub name: Option<String>,
+    /// The home side.
+    #[serde(default)]
+    pub home_team: Option<String>,
+    /// The away side.
+    #[serde(default)]
+    pub away_team: Option<String>,
+    /// The id by which other systems know the event.
+    #[serde(default)]
+    pub sportradar_id: Option<String>,
+    /// The tournament that it belongs to.
+    #[serde(default)]
+    pub tournament: Option<Tournament>,
+    /// The names of those bookmakers that have a snapshot here, by `bookmaker_id`.
+    #[serde(default)]
+    pub bookmakers: BTreeMap<i64, Bookmaker>,
     /// Snapshots of `odds_snapshots` by `bookmaker_id`.
     pub betpawa: BTreeMap<i64, Snapshot>,
     /// Snapshots of `competitor_odds_snapshots` by `competitor_events.source`.
     pub competitors: BTreeMap<String, Snapshot>,
+}
+
+/// The tournament of an event. A name is `None` if the service does not know it.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
+#[non_exhaustive]
+pub struct Tournament {
+    /// `events.tournament_id`
+    pub id: i64,
+    /// What it is called.
+    pub name: Option<String>,
+    /// Where it takes place.
+    pub country: Option<String>,
+    /// The name of its sport.
+    pub sport: Option<String>,
+}
+
+/// The names of a bookmaker: a row of `bookmakers`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
+#[non_exhaustive]
+pub struct Bookmaker {
+    /// Its short name.
+    pub slug: Option<String>,
+    /// Its name.
+    pub name: Option<String>,
 }
 
 /// The latest snapshot of an event and a bookmaker: a row of `odds_snapshots` or `competitor_odds_snapshots`.
@@ -125,6 +167,21 @@ pub struct ListedEvent {
     pub event_id: i64,
     /// When it begins, UTC.
     pub kickoff: Option<DateTime<Utc>>,
+    /// What it is called; `None` if the service does not know. So are the other names.
+    #[serde(default)]
+    pub name: Option<String>,
+    /// The home side.
+    #[serde(default)]
+    pub home_team: Option<String>,
+    /// The away side.
+    #[serde(default)]
+    pub away_team: Option<String>,
+    /// The id by which other systems know the event.
+    #[serde(default)]
+    pub sportradar_id: Option<String>,
+    /// The tournament that it belongs to.
+    #[serde(default)]
+    pub tournament: Option<Tournament>,
     /// What each bookmaker and competitor offers.
     pub odds: Vec<Offer>,
 }
@@ -137,6 +194,12 @@ pub struct Offer {
     pub bookmaker: String,
     /// 0 for a competitor.
     pub bookmaker_id: i64,
+    /// The short name of the bookmaker; `None` if the service does not know it.
+    #[serde(default)]
+    pub bookmaker_slug: Option<String>,
+    /// The name of the bookmaker; `None` if the service does not know it.
+    #[serde(default)]
+    pub bookmaker_name: Option<String>,
     /// When the bookmaker last showed these odds, UTC.
     pub last_confirmed_at: DateTime<Utc>,
     /// Those of the service's `--inline-markets` that the snapshot has.
@@ -189,6 +252,9 @@ pub struct Change {
     pub competitors: BTreeMap<String, Vec<i64>>,
     /// Events whose kickoff moved.
     pub kickoffs: Vec<i64>,
+    /// Events whose names, or those of their tournament or bookmakers, differ.
+    #[serde(default)]
+    pub names: Vec<i64>,
     /// If the odds were requested: the entries of the event list for those events that are held, of the newest view.
     #[serde(default)]
     pub odds: Vec<ListedEvent>,
@@ -198,7 +264,7 @@ impl Change {
     /// All events that differ, each once. Allocates the set.
     pub fn event_ids(&self) -> BTreeSet<i64> {
         let competitors = self.competitors.values().flatten();
-        let all = self.betpawa.iter().chain(&self.kickoffs);
+        let all = self.betpawa.iter().chain(&self.kickoffs).chain(&self.names);
         all.chain(competitors).copied().collect()
     }
 }
