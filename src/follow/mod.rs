@@ -617,7 +617,7 @@ impl DatabaseFollower {
             _ if self.rereads.is_on() => known.reload = Some(ReloadReason::Requested.into()),
             Some(resync) => resync.again(),
             None => {
-                tracing::info!("reading everything again beside following");
+                tracing::info!("reading everything again beside following, as requested");
                 self.resync = Some(Resync::new(Instant::now()));
             }
         }
@@ -819,7 +819,7 @@ impl DatabaseFollower {
         }
         let is_over = resync.done(audited, took, Instant::now());
         if is_over {
-            tracing::info!("everything was read again");
+            tracing::info!("everything was read again, as requested");
             self.resync = None;
             let counters = self.publisher.counters();
             add(&counters.reloads, 1);

@@ -9,9 +9,9 @@ use serde::{Serialize, Serializer, ser::SerializeMap};
 
 /// Why the follower reads everything, or more than the changes that the log names.
 ///
-/// It reads all markets for [`First`](ReloadReason::First), [`Requested`](ReloadReason::Requested),
-/// [`Audit`](ReloadReason::Audit), the reasons that begin a new epoch, and some of [`Catalog`](ReloadReason::Catalog).
-/// For any other reason it looks up the latest snapshots of all events, and reads only the markets that may have changed.
+/// For [`WholeTable`](ReloadReason::WholeTable), for [`FeedNotWhole`](ReloadReason::FeedNotWhole) as long as there is a
+/// feed, and for some of [`Catalog`](ReloadReason::Catalog), it looks up the latest snapshots of all events, and reads only
+/// the markets that may have changed. For any other reason it reads everything.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ReloadReason {
@@ -30,8 +30,7 @@ pub enum ReloadReason {
     TooManyRows,
     /// A trigger met an error and logged that everything must be read.
     Trouble,
-    /// A handle ([`OddsCache::resync`](crate::OddsCache::resync)) or the database (`oddscache.resync()`) requested it. Or
-    /// the feed was repaired or had lost rows, so the follower checks everything once.
+    /// A handle ([`OddsCache::resync`](crate::OddsCache::resync)) or the database (`oddscache.resync()`) requested it.
     Requested,
     /// The audit found a difference. The reload repaired it. At a subscriber of a relay: its digest differed from the
     /// publisher's.
@@ -101,7 +100,7 @@ impl ReloadReason {
                 "see which TRUNCATE or which large statement repeats, and split it"
             }
             ReloadReason::Trouble => "see 'could not be logged' in the server's log",
-            ReloadReason::Requested => "see who calls resync() or changes the feed",
+            ReloadReason::Requested => "see who calls resync()",
             ReloadReason::Audit => "see who disables triggers",
             ReloadReason::ServerChanged => "see whether several servers answer behind one address",
             ReloadReason::WentBack => "see who restores the server",

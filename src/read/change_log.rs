@@ -3,7 +3,7 @@
 //! # Invariants
 //! - F1: After a read of everything, each new log row is read exactly once: by the first read whose snapshot shows it.
 //! - F2: No log row is left out. If a row does not name its keys, they count as all keys of its table. If a row is not
-//!   understood, or there are too many, the follower looks for all that was written since, and then reads everything.
+//!   understood, or there are too many, everything is read again.
 
 use std::{error::Error as StdError, pin::pin};
 
@@ -174,7 +174,7 @@ impl ChangeSet {
         self.sets().iter().map(|(_, keys)| keys.named().len()).sum()
     }
 
-    /// Adds the keys that a log row names. An error is the reason why they are not known (F2).
+    /// Adds the keys that a log row names. An error is the reason to read everything (F2).
     fn add(
         &mut self,
         table_name: &str,
@@ -212,7 +212,7 @@ impl ChangeSet {
 }
 
 /// What the new log rows say.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Changed {
     /// How many log rows were new.
     pub(crate) rows: usize,
@@ -244,7 +244,7 @@ pub(crate) async fn start(
 }
 
 /// Reads on a primary the log rows that the current transaction sees and `cursor` has not read, or returns why
-/// the log does not tell what changed. Runs the statement of [`exactly_new`], which does not need to know the snapshot of the
+/// everything must be read. Runs the statement of [`exactly_new`], which does not need to know the snapshot of the
 /// transaction.
 pub(crate) async fn read(
     client: &Client,

@@ -682,7 +682,6 @@ async fn read_rows(
         schema,
         is_whole,
         unnamed: _,
-        is_doubtful,
     } = news;
     let tables = schema.as_ref().unwrap_or(&state.schema);
     if let Some(prepared) = prepared.filter(|_| schema.is_some() || state.unproven) {
@@ -766,7 +765,7 @@ async fn read_rows(
         unreadable_rows_found,
         evicted,
         is_whole,
-        is_requested: changed.is_requested || is_doubtful,
+        is_requested: changed.is_requested,
         shown: Some(shown),
         took: (!for_audit).then_some(took),
         audited,
@@ -863,16 +862,15 @@ pub(crate) struct News {
     changed: Changed,
     /// Where the next read begins.
     cursor: Cursor,
-    /// Set if the log does not tell what changed: the evidence from then on.
+    /// Set if rows may have changed that the log does not name: the evidence from then on.
     evidence: Option<Evidence>,
     /// The tables as they are now, if they changed.
     schema: Option<Schema>,
     /// Whether the change set has all that may have changed without a log row.
     is_whole: bool,
-    /// Why rows may have changed that neither the log nor the catalog names. [`wide`] finds them ([`versions`]).
+    /// Why rows may have changed that neither the log nor the catalog names: the feed is not whole. [`wide`] finds them
+    /// ([`versions`]).
     unnamed: Option<Reload>,
-    /// Whether everything must be read again, beside following: see RV5 of [`versions`].
-    is_doubtful: bool,
 }
 
 impl Opened {
@@ -944,10 +942,13 @@ impl Opened {
             let Some(changed) = before.partitions.touched(&now.partitions, reads) else {
                 return reload(ReloadReason::Catalog.into(), start);
             };
+            // Somebody may have repaired a feed that logged nothing, though it looked whole (RV5 of `versions`).
+            if changed.is_unlogged() {
+                return reload(ReloadReason::Catalog.into(), start);
+            }
             let not_logged = [before.not_logged(), now.not_logged()];
-            let is_known = !changed.is_unlogged() && not_logged.iter().all(Option::is_some);
             touched.append(changed);
-            match is_known {
+            match not_logged.iter().all(Option::is_some) {
                 true => not_logged
                     .into_iter()
                     .flatten()
@@ -957,7 +958,7 @@ impl Opened {
             schema = Some(now);
         }
         if cursor.is_pruned(start.pruned_below) {
-            unnamed = Some(unnamed.unwrap_or(ReloadReason::Pruned.into()));
+            return reload(ReloadReason::Pruned.into(), start);
         }
         let news = match log {
             Some(log) => log.map(|changed| (changed, None)),
@@ -968,14 +969,9 @@ impl Opened {
                 log.await?.map(|(changed, seen)| (changed, Some(seen)))
             }
         };
-        let mut is_doubtful = touched.is_unlogged() || cursor.is_pruned(start.pruned_below);
         let (mut changed, seen) = match news {
             Ok(news) => news,
-            Err(reason) => {
-                is_doubtful = true;
-                unnamed = Some(unnamed.unwrap_or(reason));
-                (Changed::default(), None)
-            }
+            Err(reason) => return reload(reason, start),
         };
         let (mut cursor, mut evidence) = (Cursor::new(start.snapshot.clone(), seen), None);
         if let Some(reason) = &unnamed {
@@ -1003,7 +999,6 @@ impl Opened {
             schema,
             is_whole,
             unnamed,
-            is_doubtful,
         }))
     }
 }

@@ -2,9 +2,8 @@
 //!
 //! Partitions of `odds_snapshots` come and go every day, and nothing else changes with them. So then the follower looks
 //! up only the latest snapshots of the events that have rows in them. If another table was truncated or rewritten, it
-//! reads that side. If a trigger or the log itself changed, rows may have changed unlogged. Then it looks for rows that
-//! were written since ([`crate::read::versions`]). A column that nobody reads changes nothing. After any other change it
-//! reads everything.
+//! reads that side. A column that nobody reads changes nothing. After any other change it reads everything, also if a
+//! trigger or the log itself changed, because any row may have changed without a log row.
 //!
 //! # Invariants
 //! - KP1: Each fact of the fingerprint that differs belongs to one table or partition, to a column, or to the feed. The

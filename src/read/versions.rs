@@ -1,6 +1,5 @@
 //! Finds the held snapshots whose market rows were written since a moment, without reading the markets. That takes a small
-//! part of the time. The follower needs it where rows may have changed without a log row: a trigger was off for a
-//! while, the log was pruned or truncated, or the feed is not whole.
+//! part of the time. The follower needs it again and again while the feed is not whole, that is, does not log every change.
 //!
 //! # Invariants
 //! - RV1: At the snapshot of which [`Since`] has `xmin`, the draft equalled the database.
@@ -13,9 +12,8 @@
 //!   others, change what a role sees without writing a row. So after such changes the markets are read
 //!   ([`crate::read::partitions`]).
 //! - RV5: Nothing proves RV1. The triggers may all have been there, and yet have logged nothing: the function had another
-//!   body, or a trigger a condition that is always false. A log row may also have been lost, and a request to read
-//!   everything with it. So where somebody may have repaired the feed, or log rows are missing, this look comes first,
-//!   and a resync follows, which reads everything beside following ([`crate::read::audit`]).
+//!   body, or a trigger a condition that is always false. Or a log row was lost. So when the triggers, their function or
+//!   the log change, or log rows were pruned or are not understood, everything is read.
 
 use hashbrown::HashMap;
 

@@ -104,7 +104,8 @@ struct Bound {
     losses: bool,
     /// How often `prune()` runs.
     prunes: u8,
-    /// Whether rows tell who wrote them, so that a pruned log does not lead to a read of everything.
+    /// Whether a pruned log leads to a look for rows that were written since, instead of a read of everything. It stands
+    /// for the look of `read::versions`, which the follower makes while changes are not logged.
     versions: bool,
     /// How often a partition is attached or detached, altogether.
     ddl: u8,
