@@ -401,12 +401,18 @@ async fn the_end_cuts_nothing_off() {
     let mut dump = dump.into_body();
     let mut length = piece(&mut dump).await.unwrap().unwrap().len();
     served.service.signal("-TERM");
-    while let Some(piece) = piece(&mut changes).await {
-        piece.expect("the stream ends without an error");
-    }
-    while let Some(piece) = piece(&mut dump).await {
-        length += piece.expect("all of the dump").len();
-    }
+    // Both at once, because they share the connection's window.
+    let ends = async {
+        while let Some(piece) = piece(&mut changes).await {
+            piece.expect("the stream ends without an error");
+        }
+    };
+    let finishes = async {
+        while let Some(piece) = piece(&mut dump).await {
+            length += piece.expect("all of the dump").len();
+        }
+    };
+    tokio::join!(ends, finishes);
     assert!(length > 10_000_000, "{length}");
     let refused = poll_fn(|cx| client.sender.clone().poll_ready(cx)).await;
     assert!(refused.is_err() || client.send(request(Method::GET, "/livez")).await.is_err());
