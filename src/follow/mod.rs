@@ -611,7 +611,7 @@ impl DatabaseFollower {
         Ok(())
     }
 
-    /// Begins to read everything again: beside following, if the log tells what changes meanwhile.
+    /// Begins to read everything again, as requested: beside following, if the log tells what changes meanwhile.
     fn begin_resync(&mut self, known: &mut ReadState) {
         match &mut self.resync {
             _ if self.rereads.is_on() => known.reload = Some(ReloadReason::Requested.into()),
@@ -727,8 +727,6 @@ impl DatabaseFollower {
                     }
                     done => self.caught_up(known, woken, done?, &span, begun_at, resumes),
                 }
-                // The feed may have been installed again, with another channel.
-                self.listen(known.feed())?;
             }
             Read::Reload(reason, start) => {
                 let why = reason.reason;
@@ -761,12 +759,12 @@ impl DatabaseFollower {
         Ok(true)
     }
 
-    /// Notes a read of changes, and publishes what it found.
+    /// Publishes what a read of changes found, unless the audit found a difference.
     fn caught_up(
         &mut self,
         known: &mut ReadState,
         woken: Option<Woken>,
-        done: Done,
+        mut done: Done,
         span: &Span,
         begun_at: Instant,
         resumes: bool,
@@ -781,16 +779,9 @@ impl DatabaseFollower {
         if let Some(woken) = woken {
             self.plan_next(known, woken, &done, begun_at.elapsed());
         }
-        let is_requested = done.is_requested;
-        self.show(known, done, begun_at);
-        // Only now it is known whether the feed is whole.
-        if is_requested {
+        if done.is_requested {
             self.begin_resync(known);
         }
-    }
-
-    /// Publishes what a read found, unless the audit found a difference.
-    fn show(&mut self, known: &mut ReadState, mut done: Done, begun_at: Instant) {
         let audited = done.audited.take();
         if let Some(audited) = audited
             .as_ref()

@@ -197,22 +197,18 @@ impl Found {
             "SELECT format('expression %s %s', oid, xmin) FROM pg_attrdef WHERE oid = ANY('{{}}'::oid[])",
         );
         let locked: Vec<String> = names.locked.iter().map(|name| literal(name)).collect();
-        let tables = Table::ALL.len();
         format!(
             "SELECT item FROM (\
-               SELECT format('%s %s %s', CASE WHEN number <= {tables} THEN 'name' ELSE 'log_name' END, name, to_regclass(name)::oid) \
-                 FROM unnest(ARRAY[{locked}]) WITH ORDINALITY AS name (name, number) \
+               SELECT format('name %s %s', name, to_regclass(name)::oid) FROM unnest(ARRAY[{locked}]) AS name \
                UNION ALL SELECT format('table %s %s %s', oid, relfilenode, relkind) FROM pg_class \
-                 WHERE oid = ANY('{{{nodes}}}'::oid[]) \
-               UNION ALL SELECT format('log_file %s %s', oid, relfilenode) FROM pg_class \
-                 WHERE oid = ANY('{{{log}}}'::oid[] || '{{{indexes}}}'::oid[]) \
+                 WHERE oid = ANY('{{{nodes}}}'::oid[] || '{{{log}}}'::oid[] || '{{{indexes}}}'::oid[]) \
                UNION ALL SELECT format('log %s %s', oid, xmin) FROM pg_class WHERE oid = ANY('{{{log}}}'::oid[]) \
                UNION ALL SELECT format('link %s %s %s', inhrelid, inhparent, xmin) FROM pg_inherits \
                  WHERE inhparent = ANY('{{{nodes}}}'::oid[]) OR inhrelid = ANY('{{{nodes}}}'::oid[]) \
                UNION ALL SELECT format('subscription %s %s', srsubid, srrelid) FROM pg_subscription_rel \
                  WHERE srrelid = ANY('{{{nodes}}}'::oid[]) \
-               UNION ALL SELECT format('rows %s %s', id, row_security_active(id)) FROM unnest('{{{roots}}}'::oid[]) AS id \
-               UNION ALL SELECT format('log_rows %s %s', id, row_security_active(id)) FROM unnest('{{{log}}}'::oid[]) AS id \
+               UNION ALL SELECT format('rows %s %s', id, row_security_active(id)) \
+                 FROM unnest('{{{roots}}}'::oid[] || '{{{log}}}'::oid[]) AS id \
                UNION ALL SELECT format('policy %s %s', polrelid, xmin) FROM pg_policy \
                  WHERE polrelid = ANY('{{{nodes}}}'::oid[] || '{{{log}}}'::oid[]) \
                UNION ALL SELECT format('column %s %s %s %s %s', attrelid, attnum, attname, atttypid, attcollation) FROM pg_attribute \

@@ -9,8 +9,8 @@
 //!   last commit. A tournament that no event has named before is read with its event.
 //! - LU2: If anything is wrong with these tables, the read goes on, and keeps most of its time. The draft then keeps the
 //!   names that it has.
-//! - LU3: What is read is what the read's snapshot shows. A table that got a new file since, by TRUNCATE for instance, is
-//!   not read.
+//! - LU3: The rows are those that the read's snapshot shows. A table that got a new file since, by TRUNCATE for instance,
+//!   is not read.
 
 use std::time::{Duration, Instant};
 

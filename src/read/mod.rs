@@ -678,7 +678,6 @@ async fn read_rows(
         start,
         mut changed,
         cursor,
-        evidence,
         schema,
         is_whole,
         unnamed: _,
@@ -782,10 +781,7 @@ async fn read_rows(
     }
     state.newest = rows.newest;
     state.lookup = lookup;
-    match evidence {
-        Some(evidence) => state.evidence = evidence,
-        None => state.evidence.read(changed.entries),
-    }
+    state.evidence.read(changed.entries);
     state.unproven = false;
     state.at = Position::of(start, Some(cursor), locked_at);
     Ok(done)
@@ -862,8 +858,6 @@ pub(crate) struct News {
     changed: Changed,
     /// Where the next read begins.
     cursor: Cursor,
-    /// Set if rows may have changed that the log does not name: the evidence from then on.
-    evidence: Option<Evidence>,
     /// The tables as they are now, if they changed.
     schema: Option<Schema>,
     /// Whether the change set has all that may have changed without a log row.
@@ -942,10 +936,6 @@ impl Opened {
             let Some(changed) = before.partitions.touched(&now.partitions, reads) else {
                 return reload(ReloadReason::Catalog.into(), start);
             };
-            // Somebody may have repaired a feed that logged nothing, though it looked whole (RV5 of `versions`).
-            if changed.is_unlogged() {
-                return reload(ReloadReason::Catalog.into(), start);
-            }
             let not_logged = [before.not_logged(), now.not_logged()];
             touched.append(changed);
             match not_logged.iter().all(Option::is_some) {
@@ -973,14 +963,12 @@ impl Opened {
             Ok(news) => news,
             Err(reason) => return reload(reason, start),
         };
-        let (mut cursor, mut evidence) = (Cursor::new(start.snapshot.clone(), seen), None);
+        let cursor = Cursor::new(start.snapshot.clone(), seen);
         if let Some(reason) = &unnamed {
             let partitions = &schema.as_ref().unwrap_or(before).partitions;
             if !partitions.have_versions() || !state.whole_at.reaches(&start.snapshot) {
                 return reload(reason.clone(), start);
             }
-            cursor = start_of_log(source, &start).await?;
-            evidence = Some(Evidence::newest(source.client, &source.names.log_table()).await?);
         }
         let is_whole = schema.is_some() || unnamed.is_some() || !touched.is_empty();
         let window_start = start.window_start;
@@ -995,7 +983,6 @@ impl Opened {
             start,
             changed,
             cursor,
-            evidence,
             schema,
             is_whole,
             unnamed,

@@ -6,8 +6,8 @@
 //! trigger or the log itself changed, because any row may have changed without a log row.
 //!
 //! # Invariants
-//! - KP1: Each fact of the fingerprint that differs belongs to one table or partition, to a column, or to the feed. The
-//!   rows that may have changed with any of these are read again; otherwise everything is.
+//! - KP1: Each fact of the fingerprint that differs belongs to one table or partition, or to a column. The rows that may
+//!   have changed with any of these are read again; otherwise everything is.
 //! - KP2: A row of a partition lies within the partition's bounds. So the rows that came with a partition are those
 //!   within its bounds now, and the rows that went with one are among those that are held and lie within its bounds.
 //! - KP3: The markets of a snapshot depend on its id alone, not on the partition of its row.
@@ -80,8 +80,6 @@ pub(crate) struct Touched {
     tables: BTreeSet<Table>,
     /// Bounds of changed partitions, and whether there is such a partition now.
     bounds: BTreeMap<Bounds, bool>,
-    /// Whether somebody may have written any row without a log row.
-    is_unlogged: bool,
 }
 
 impl Partitions {
@@ -130,12 +128,6 @@ impl Partitions {
                 // A trigger's own id comes first.
                 "trigger" => of(words.nth(1))?,
                 "table" | "link" | "column" => of(words.next())?,
-                // While the feed was another, or a subscription wrote rows, changes may not have been logged.
-                "function" | "subscription" | "index" | "log" | "log_file" | "log_name"
-                | "log_rows" => {
-                    touched.is_unlogged = true;
-                    continue;
-                }
                 _ => return None,
             };
             let (before, after) = (self.nodes.get(&id), now.nodes.get(&id));
@@ -152,8 +144,7 @@ impl Partitions {
                 && let (Some(before), Some(after)) = (before, after)
                 && !(is_bounded(before) && is_bounded(after))
             {
-                touched.is_unlogged = true;
-                continue;
+                return None;
             }
             // A partition may have come back with other bounds. Then the rows within the old ones may be gone.
             before.inspect(|node| touched.add(node, false));
@@ -196,18 +187,12 @@ impl Touched {
         names.join(", ")
     }
 
-    /// Whether somebody may have written any row without a log row.
-    pub(crate) fn is_unlogged(&self) -> bool {
-        self.is_unlogged
-    }
-
     /// Whether no row may have changed.
     pub(crate) fn is_empty(&self) -> bool {
         *self == Touched::default()
     }
 
     pub(crate) fn append(&mut self, other: Touched) {
-        self.is_unlogged |= other.is_unlogged;
         self.tables.extend(other.tables);
         for (bounds, is_there) in other.bounds {
             *self.bounds.entry(bounds).or_default() |= is_there;
@@ -400,20 +385,14 @@ mod tests {
                 &["trigger 9 3 100 A 8"],
                 true,
                 &["trigger 9 3 101 A 8"],
-                Some(Touched {
-                    is_unlogged: true,
-                    ..Touched::default()
-                }),
+                None,
             ),
             (
                 true,
                 &["function 8 100", "link 3 1 100"],
                 true,
                 &["function 8 101"],
-                Some(Touched {
-                    is_unlogged: true,
-                    ..all(Table::OddsSnapshots)
-                }),
+                None,
             ),
             (
                 true,

@@ -230,17 +230,12 @@ impl Service {
 
     /// The JSON body of a response, whose status must be 200.
     pub async fn json(&self, path: &str) -> Value {
-        let (status, body) = self.get(path).await;
-        assert_eq!(status, 200, "{path}: {body}");
-        serde_json::from_str(&body).expect("JSON")
+        json(path, self.get(path).await)
     }
 
     /// The value of a sample of `/metrics`, by its name and labels.
     pub async fn metric(&self, name: &str) -> f64 {
-        let (_, text) = self.get("/metrics").await;
-        let mut lines = text.lines();
-        let value = lines.find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-        value.expect(name).parse().expect("a number")
+        sample(name, &self.get("/metrics").await.1)
     }
 
     /// Waits until `/readyz` answers 200.
@@ -284,6 +279,19 @@ impl Service {
     }
 }
 
+/// The JSON body of an answer, whose status must be 200.
+fn json(path: &str, (status, body): (u16, String)) -> Value {
+    assert_eq!(status, 200, "{path}: {body}");
+    serde_json::from_str(&body).expect("JSON")
+}
+
+/// The value of a sample of metrics, by its name and labels.
+fn sample(name: &str, metrics: &str) -> f64 {
+    let mut lines = metrics.lines();
+    let value = lines.find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    value.expect(name).parse().expect("a number")
+}
+
 /// The operators' address of a service.
 #[derive(Debug)]
 pub struct Operators {
@@ -302,17 +310,12 @@ impl Operators {
 
     /// The JSON body of a response, whose status must be 200.
     pub async fn json(&self, path: &str) -> Value {
-        let (status, body) = self.get(path).await;
-        assert_eq!(status, 200, "{path}: {body}");
-        serde_json::from_str(&body).expect("JSON")
+        json(path, self.get(path).await)
     }
 
     /// The value of a sample of `/metrics`, by its name and labels.
     pub async fn metric(&self, name: &str) -> f64 {
-        let (_, text) = self.get("/metrics").await;
-        let mut lines = text.lines();
-        let value = lines.find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-        value.expect(name).parse().expect("a number")
+        sample(name, &self.get("/metrics").await.1)
     }
 
     /// Waits until `/readyz` answers 200.
