@@ -183,7 +183,7 @@ class Cache:
     def kickoff(self, event_id: int) -> datetime | None:
         """When an event begins. `None` if the cache does not hold it."""
     def names(self, event_id: int) -> dict[str, Any] | None:
-        """The event's `name`, `home_team`, `away_team` and `sportradar_id`, its `tournament`, and `bookmakers` by id."""
+        """`name`, `home_team`, `away_team` and `sportradar_id` of an event, its `tournament`, `bookmakers` by id."""
     def view(self, max_age: float | None = None) -> View: ...
     def event_list_json(
         self, event_ids: Iterable[int] | None, markets: Iterable[str | tuple[str, float | None]]

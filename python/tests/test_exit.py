@@ -73,14 +73,14 @@ ENDS = {
         def wait():
             while True:
                 try:
-                    cache.wait_for(2**60, 0.01)
+                    cache.wait_for(2**31, 0.01)
                 except NotShown:
                     pass
                 except Exception:
                     return
         def wait_long():
             try:
-                cache.wait_for(2**60, 60)
+                cache.wait_for(2**31, 60)
             except Exception:
                 pass
         for target in (wait, wait, wait_long, wait_long):

@@ -62,7 +62,8 @@ def test_names(database: Database) -> None:
     database.execute("INSERT INTO bookmakers (id, name, slug) VALUES (1, 'betPawa', 'betpawa')")
     database.execute("INSERT INTO sports (id, name) VALUES (1, 'Football')")
     database.execute("INSERT INTO tournaments (id, sport_id, name) VALUES (3, 1, 'Premier League')")
-    database.execute("UPDATE events SET tournament_id = 3, name = 'a - b', home_team = 'a', away_team = 'b' WHERE id = 1")
+    named = "tournament_id = 3, name = 'a - b', home_team = 'a', away_team = 'b'"
+    database.execute(f"UPDATE events SET {named} WHERE id = 1")
     with OddsCache.connect(database.url) as cache:
         cache.ready(10)
         names = cache.names(1)
@@ -75,7 +76,8 @@ def test_names(database: Database) -> None:
         changed = view.names(1)
         assert changed
         assert changed == {**names, "home_team": '"ä', "tournament": None}
-        assert view.names(9) is None and cache.names(10**30) is None
+        assert view.names(9) is None
+        assert cache.names(10**30) is None
 
 
 def test_every_kind_of_column_value(database: Database, cache: OddsCache) -> None:
