@@ -277,6 +277,8 @@ mod error;
 mod event_list;
 mod follow;
 mod follower;
+#[cfg(feature = "history")]
+mod history;
 mod metrics;
 mod model;
 mod postgres;
@@ -296,6 +298,8 @@ pub use error::Error;
 pub use event_list::{EventList, InlineMarkets};
 pub use follow::{listener::check_notifications, warm_up};
 pub use follower::Follower;
+#[cfg(feature = "history")]
+pub use history::{History, HistoryError, HistoryQuery, MarketHistory, PastSnapshot};
 pub use metrics::{
     histogram::{Timing, TimingBucket},
     progress::Reading,

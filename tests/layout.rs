@@ -14,7 +14,7 @@ use syn::{
 };
 
 /// The folders in their order: each may import from those before it. A file at the root of `src` counts as a folder.
-const LIBRARY: [&str; 19] = [
+const LIBRARY: [&str; 20] = [
     "error",
     "backoff",
     "model",
@@ -28,6 +28,7 @@ const LIBRARY: [&str; 19] = [
     "relay",
     "config",
     "read",
+    "history",
     "reader",
     "writer",
     "follow",

@@ -896,7 +896,8 @@ fn sources(answer: &Answer, column: usize) -> Result<Vec<Source>, tokio_postgres
     Ok(names.map(source).collect())
 }
 
-fn market(row: &Row) -> Result<(i64, MarketRow<'_>), tokio_postgres::Error> {
+/// A market row, of columns in the order of [`Columns::market_columns`](crate::read::schema::Columns::market_columns).
+pub(crate) fn market(row: &Row) -> Result<(i64, MarketRow<'_>), tokio_postgres::Error> {
     let market = MarketRow {
         // Null counts as 0, because a table without a primary key may have null ids, and nothing depends on the id.
         row_id: row.try_get::<_, Option<i64>>(0)?.unwrap_or_default(),

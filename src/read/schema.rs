@@ -214,7 +214,7 @@ pub(crate) const NEW_SNAPSHOTS: usize = 10_000;
 
 /// How a column is read.
 #[derive(Clone, Copy)]
-enum Kind {
+pub(crate) enum Kind {
     Id,
     Time,
     Number,
@@ -267,15 +267,50 @@ impl Kind {
 }
 
 /// The types of the columns that the database has, by table and column.
-struct Columns<'n> {
+pub(crate) struct Columns<'n> {
     names: &'n Names,
     types: HashMap<(Table, String), String>,
     /// The columns that were looked up, found or not.
     looked_up: RefCell<HashSet<(Table, String)>>,
 }
 
-impl Columns<'_> {
-    fn get(&self, table: Table, column: &str) -> Option<&str> {
+impl<'n> Columns<'n> {
+    /// Reads the column types in the current transaction.
+    pub(crate) async fn read(client: &Client, names: &'n Names) -> Result<Columns<'n>, Error> {
+        // A column of a domain counts as one of its base type, which may be a domain, too.
+        let sql = "SELECT c.relname::text, a.attname::text, CASE WHEN t.typtype <> 'd' THEN t.typname::text ELSE (\
+               WITH RECURSIVE base AS (SELECT t.typname, t.typbasetype \
+               UNION ALL SELECT b.typname, b.typbasetype FROM base JOIN pg_type b ON b.oid = base.typbasetype) \
+               SELECT typname::text FROM base WHERE typbasetype = 0) END \
+             FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace JOIN pg_attribute a ON a.attrelid = c.oid \
+             JOIN pg_type t ON t.oid = a.atttypid \
+             WHERE n.nspname = $1 AND c.relname = ANY($2) AND c.relkind IN ('r', 'p') AND a.attnum > 0 AND NOT a.attisdropped";
+        let tables = Table::names();
+        let rows = client
+            .query_typed(
+                sql,
+                &[(&names.app_schema, Type::TEXT), (&tables, Type::TEXT_ARRAY)],
+            )
+            .await
+            .map_err(Error::database("reading the catalog"))?;
+        let mut types = HashMap::new();
+        for row in rows {
+            let get = |index| {
+                row.try_get::<_, String>(index)
+                    .map_err(Error::database("reading the catalog"))
+            };
+            if let Some(table) = Table::of_name(&get(0)?) {
+                types.insert((table, get(1)?), get(2)?);
+            }
+        }
+        Ok(Columns {
+            names,
+            types,
+            looked_up: RefCell::default(),
+        })
+    }
+
+    pub(crate) fn get(&self, table: Table, column: &str) -> Option<&str> {
         let column = (table, column.to_owned());
         let found = self.types.get(&column).map(String::as_str);
         self.looked_up.borrow_mut().insert(column);
@@ -283,7 +318,7 @@ impl Columns<'_> {
     }
 
     /// The expression that reads a column. `alias` is the name of the table within the query.
-    fn required(
+    pub(crate) fn required(
         &self,
         alias: &str,
         table: Table,
@@ -317,7 +352,7 @@ impl Columns<'_> {
     }
 
     /// The same for a column that older deployments lack. A missing column reads as null.
-    fn optional(
+    pub(crate) fn optional(
         &self,
         alias: &str,
         table: Table,
@@ -355,9 +390,18 @@ impl Columns<'_> {
         format!("{alias}.captured_at DESC NULLS LAST{confirmed}")
     }
 
-    /// The query for market rows. The order of the columns is that of [`crate::read::rows`].
+    /// The query for market rows.
     fn markets(&self, table: Table) -> Result<String, Error> {
-        let mut sql = String::from("SELECT ");
+        Ok(format!(
+            "SELECT {} FROM {} m WHERE m.snapshot_id = ANY($1)",
+            self.market_columns(table)?,
+            self.names.table(table)
+        ))
+    }
+
+    /// The columns of market rows, where `m` is the table. Their order is that of [`crate::read::rows`].
+    pub(crate) fn market_columns(&self, table: Table) -> Result<String, Error> {
+        let mut sql = String::new();
         let columns = [
             ("id", Kind::Id, true),
             ("snapshot_id", Kind::Id, true),
@@ -380,11 +424,6 @@ impl Columns<'_> {
             // Writing into a String cannot fail.
             let _ = write!(sql, "{comma}{expression}");
         }
-        let _ = write!(
-            sql,
-            " FROM {} m WHERE m.snapshot_id = ANY($1)",
-            self.names.table(table)
-        );
         Ok(sql)
     }
 }
@@ -395,37 +434,7 @@ impl Catalog {
     /// # Errors
     /// [`Error::MissingColumn`], [`Error::WrongType`], an error of the server.
     pub(crate) async fn read(client: &Client, names: &Names) -> Result<Catalog, Error> {
-        // A column of a domain counts as one of its base type, which may be a domain, too.
-        let sql = "SELECT c.relname::text, a.attname::text, CASE WHEN t.typtype <> 'd' THEN t.typname::text ELSE (\
-               WITH RECURSIVE base AS (SELECT t.typname, t.typbasetype \
-               UNION ALL SELECT b.typname, b.typbasetype FROM base JOIN pg_type b ON b.oid = base.typbasetype) \
-               SELECT typname::text FROM base WHERE typbasetype = 0) END \
-             FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace JOIN pg_attribute a ON a.attrelid = c.oid \
-             JOIN pg_type t ON t.oid = a.atttypid \
-             WHERE n.nspname = $1 AND c.relname = ANY($2) AND c.relkind IN ('r', 'p') AND a.attnum > 0 AND NOT a.attisdropped";
-        let tables = Table::names();
-        let rows = client
-            .query_typed(
-                sql,
-                &[(&names.app_schema, Type::TEXT), (&tables, Type::TEXT_ARRAY)],
-            )
-            .await
-            .map_err(Error::database("reading the catalog"))?;
-        let mut types = HashMap::new();
-        for row in rows {
-            let get = |index| {
-                row.try_get::<_, String>(index)
-                    .map_err(Error::database("reading the catalog"))
-            };
-            if let Some(table) = Table::of_name(&get(0)?) {
-                types.insert((table, get(1)?), get(2)?);
-            }
-        }
-        let columns = Columns {
-            names,
-            types,
-            looked_up: RefCell::default(),
-        };
+        let columns = Columns::read(client, names).await?;
         let mut catalog = Catalog::build(&columns)?;
         catalog.columns = columns.looked_up.into_inner();
         Ok(catalog)

@@ -1,0 +1,284 @@
+//! The connections of a history, and a question on one of them.
+//!
+//! The pool is deadpool's. Its connections are opened as the follower's are, by our own code, because that knows
+//! several hosts, password files and TLS. So the manager is ours, and not that of `deadpool-postgres`.
+
+use std::time::{Duration, Instant};
+
+use chrono::{DateTime, Utc};
+use deadpool::managed::{self, Metrics, Object, PoolError, RecycleError, RecycleResult};
+use tokio_postgres::{
+    Row,
+    types::{ToSql, Type},
+};
+
+use super::{
+    HistoryError, HistoryQuery, MarketHistory, PastSnapshot, index,
+    statement::{MARKET_COLUMNS, Side, Statements},
+};
+use crate::{
+    config::Config,
+    decode::packer::{MarketCollector, Packer},
+    error::Error,
+    model::{CachedSnapshot, Micros},
+    postgres::connection::{Access, Connection},
+    read::{
+        rows,
+        schema::{Columns, Names},
+    },
+};
+
+const DOING: &str = "reading the history of a market";
+
+/// How long the columns and indexes of the tables may be taken for what they were.
+const LOOK_AGAIN: Duration = Duration::from_secs(60);
+
+/// Opens the pool's connections.
+#[derive(Debug)]
+pub(super) struct Manager {
+    pub(super) config: Config,
+    /// How long a question may take.
+    pub(super) within: Duration,
+}
+
+/// A connection with the statements for its database.
+#[derive(Debug)]
+pub(super) struct Session {
+    connection: Connection,
+    names: Names,
+    within: Duration,
+    /// The statements, and when the columns and indexes were looked up.
+    statements: Option<(Statements, Instant)>,
+}
+
+impl managed::Manager for Manager {
+    type Type = Session;
+    type Error = HistoryError;
+
+    async fn create(&self) -> Result<Session, HistoryError> {
+        let connection = Connection::open(&self.config.connect, "history").await?;
+        let names = Names::new(&self.config, false, connection.settings_after_begin());
+        Ok(Session {
+            connection,
+            names,
+            within: self.within,
+            statements: None,
+        })
+    }
+
+    async fn recycle(&self, session: &mut Session, _: &Metrics) -> RecycleResult<HistoryError> {
+        match session.connection.is_closed() {
+            true => Err(RecycleError::message("the connection is closed")),
+            false => Ok(()),
+        }
+    }
+}
+
+/// What the pool says, as an error of ours.
+pub(super) fn reason(error: PoolError<HistoryError>) -> HistoryError {
+    match error {
+        PoolError::Backend(error) => error,
+        error => Error::unexpected(DOING, error.to_string()).into(),
+    }
+}
+
+/// A connection for one question. It goes back to the pool only if the question was answered (HI3).
+pub(super) struct Lease(Option<Object<Manager>>);
+
+impl Lease {
+    pub(super) fn new(session: Object<Manager>) -> Lease {
+        Lease(Some(session))
+    }
+
+    pub(super) async fn read(
+        mut self,
+        query: &HistoryQuery,
+    ) -> Result<MarketHistory, HistoryError> {
+        // There is one until it is taken below.
+        let Some(session) = self.0.as_mut() else {
+            return Err(Error::unexpected(DOING, "no connection").into());
+        };
+        let answer = session.read(query).await?;
+        // Back to the pool.
+        drop(self.0.take());
+        Ok(answer)
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        if let Some(session) = self.0.take() {
+            // Out of the pool: its connection is closed, and the server rolls back.
+            drop(Object::take(session));
+        }
+    }
+}
+
+impl Session {
+    async fn read(&mut self, query: &HistoryQuery) -> Result<MarketHistory, HistoryError> {
+        let client = &self.connection.client;
+        let run = async |sql: &str| {
+            let done = client.batch_execute(sql).await;
+            done.map_err(Error::database(DOING))
+        };
+        // Each lookup is by an index that `check` has found. The planner must not choose otherwise for tables whose
+        // statistics are missing.
+        let begin = format!(
+            "{}; SET LOCAL enable_seqscan = off",
+            self.connection.begin(Access::Read, self.within)
+        );
+        run(&begin).await?;
+        let statements = match self.statements.take() {
+            Some((statements, at)) if at.elapsed() < LOOK_AGAIN => (statements, at),
+            _ => {
+                let looked_up_at = Instant::now();
+                index::check(client, &self.names.app_schema).await?;
+                let columns = Columns::read(client, &self.names).await?;
+                (Statements::new(&columns, &self.names)?, looked_up_at)
+            }
+        };
+        let (own, competitors) = (
+            query.wants_own().then_some(&statements.0.own),
+            query
+                .wants_competitors()
+                .then_some(&statements.0.competitors),
+        );
+        let bookmaker: &(dyn ToSql + Sync) = &query.bookmaker_id;
+        let competitor: &(dyn ToSql + Sync) = &query.source;
+        let (now, own, competitors) = tokio::try_join!(
+            async { client.query_typed("SELECT now()", &[]).await },
+            self.side(own, query, (bookmaker, Type::INT8)),
+            self.side(competitors, query, (competitor, Type::TEXT)),
+        )
+        .map_err(Error::database(DOING))?;
+        run("COMMIT").await?;
+        self.statements = Some(statements);
+        let answer = || -> Result<MarketHistory, tokio_postgres::Error> {
+            let as_of = now.first().map(|row| rows::time(row, 0)).transpose()?;
+            let mut found = Vec::new();
+            for rows in [own, competitors] {
+                found.extend(snapshots(query.event_id, &rows)?);
+            }
+            Ok(latest(
+                found,
+                query.limit,
+                as_of.unwrap_or(Micros::UNKNOWN).to_utc(),
+            ))
+        };
+        Ok(answer().map_err(Error::database(DOING))?)
+    }
+
+    /// The rows of one side, if it is wanted.
+    async fn side(
+        &self,
+        side: Option<&Side>,
+        query: &HistoryQuery,
+        last: (&(dyn ToSql + Sync), Type),
+    ) -> Result<Vec<Row>, tokio_postgres::Error> {
+        let Some(side) = side else {
+            return Ok(Vec::new());
+        };
+        let micros = |time: Option<DateTime<Utc>>, or| {
+            time.map_or(or, |time| Micros::from_utc(time).to_postgres())
+        };
+        // PostgreSQL's own `-infinity` and `infinity`.
+        let (from, to) = (micros(query.from, i64::MIN), micros(query.to, i64::MAX));
+        // One more tells whether there are older ones.
+        let limit = i64::try_from(query.limit)
+            .unwrap_or(i64::MAX)
+            .saturating_add(1);
+        let time = side.time.clone();
+        let client = &self.connection.client;
+        client
+            .query_typed(
+                &side.sql,
+                &[
+                    (&query.event_id, Type::INT8),
+                    (&query.betpawa_market_id, Type::TEXT),
+                    (&query.line, Type::FLOAT8),
+                    (&RawTime(from), time.clone()),
+                    (&RawTime(to), time),
+                    (&limit, Type::INT8),
+                    last,
+                ],
+            )
+            .await
+    }
+}
+
+/// The snapshots of one side. The rows of a snapshot come together.
+fn snapshots(event_id: i64, rows: &[Row]) -> Result<Vec<PastSnapshot>, tokio_postgres::Error> {
+    let (mut packer, mut markets) = (Packer::default(), MarketCollector::default());
+    let mut found: Vec<PastSnapshot> = Vec::new();
+    let empty = MarketCollector::empty(&mut packer);
+    for row in rows {
+        let column = |index| MARKET_COLUMNS + index;
+        let snapshot_id: i64 = row.try_get(column(0))?;
+        let captured_at = rows::time(row, column(1))?;
+        // A partitioned table may have an id twice.
+        let is_new = found.last().is_none_or(|last| {
+            (last.snapshot.snapshot_id, last.snapshot.captured_at) != (snapshot_id, captured_at)
+        });
+        if is_new {
+            let confirmed_at = rows::optional_time(row, column(2))?;
+            found.push(PastSnapshot {
+                source: packer.source(row.try_get(column(4))?),
+                snapshot: CachedSnapshot {
+                    snapshot_id,
+                    event_id,
+                    bookmaker_id: row.try_get(column(3))?,
+                    captured_at,
+                    last_confirmed_at: confirmed_at.unwrap_or(captured_at),
+                    packed: empty.clone(),
+                },
+            });
+        }
+        // Null for a snapshot without the market.
+        if row.try_get::<_, Option<&str>>(2)?.is_some() {
+            let (_, market) = rows::market(row)?;
+            let place = i64::try_from(found.len()).unwrap_or(i64::MAX);
+            // The follower counts malformed rows and says what is wrong with them.
+            let _ = markets.push(&mut packer, place, market);
+        }
+    }
+    let mut packed = markets.finish(&mut packer);
+    for (place, past) in (1..).zip(&mut found) {
+        if let Some(packed) = packed.remove(&place) {
+            past.snapshot.packed = packed;
+        }
+    }
+    Ok(found)
+}
+
+/// The latest of these, at most `limit`, in the order of time.
+fn latest(mut found: Vec<PastSnapshot>, limit: usize, as_of: DateTime<Utc>) -> MarketHistory {
+    found.sort_by_key(|past| (past.snapshot.captured_at, past.snapshot.snapshot_id));
+    let older = found.len().saturating_sub(limit);
+    let snapshots = found.split_off(older);
+    let earliest = snapshots.first().filter(|_| older > 0);
+    MarketHistory {
+        as_of,
+        next_to: earliest.map(|earliest| Micros(earliest.snapshot.captured_at.0 + 1).to_utc()),
+        snapshots,
+    }
+}
+
+/// A time in PostgreSQL's own form, which has more values than chrono.
+#[derive(Debug)]
+struct RawTime(i64);
+
+impl ToSql for RawTime {
+    fn to_sql(
+        &self,
+        _: &Type,
+        out: &mut bytes::BytesMut,
+    ) -> Result<tokio_postgres::types::IsNull, Box<dyn std::error::Error + Sync + Send>> {
+        self.0.to_sql(&Type::INT8, out)
+    }
+
+    fn accepts(ty: &Type) -> bool {
+        matches!(*ty, Type::TIMESTAMP | Type::TIMESTAMPTZ)
+    }
+
+    tokio_postgres::types::to_sql_checked!();
+}
