@@ -237,6 +237,7 @@
 //! | `zstd` | no | zstd beside gzip for the answers of the `oddscache` binary; needs a C compiler |
 //! | `nats` | by `service` | `Relay`: one process follows the database, any number follow that process, by NATS JetStream |
 //! | `client` | by `service` | `client`: a typed HTTP client of the service, for programs that hold no cache of their own; and `tls` |
+//! | `history` | by `service` | `History`: how the prices of one market moved, read from the database on demand |
 //! | `tls` | by `service` | TLS to the database, by rustls with ring. Without it, `sslmode=prefer` connects without TLS, and `require` and stricter need a connector of your own ([`Config::tls_connector`]) |
 //!
 //! To embed the library: `default-features = false`, and `features = ["tls"]` unless the database is on this machine.

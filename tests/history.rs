@@ -90,7 +90,7 @@ async fn each_question_has_the_answer_of_the_oracle() {
     let database = moved();
     let (history, client) = (history(&database.dsn()), connect(&database.dsn()).await);
     for event in [1, 2, 4, 99] {
-        for market in ["3743", "5000", "4693", "x' or true"] {
+        for market in ["3743", "5000", "4693", "x' or true", "50\0"] {
             let all = HistoryQuery::new(event, market);
             let mut of_line = all.clone();
             of_line.line = Some(2.5);
@@ -114,7 +114,7 @@ async fn each_question_has_the_answer_of_the_oracle() {
                 (theirs, "s.source = 'bet9ja'", "true"),
                 (nobody, "false", "true"),
             ] {
-                let market = market.replace('\'', "''");
+                let market = market.replace('\'', "''").replace('\0', "?");
                 let expected = oracle(&client, event, &market, which, rows).await;
                 let (found, next_to) = snapshots(&history, &query).await;
                 assert_eq!(found, expected, "{query:?}");
@@ -146,6 +146,16 @@ async fn a_time_and_a_limit_cut_where_they_say() {
     assert_eq!(snapshots(&history, &some).await.0, expected);
 
     let id = |past: &PastSnapshot| (past.source.to_string(), past.snapshot.snapshot_id());
+    let mut always = query.clone();
+    (always.from, always.to) = (
+        Some(DateTime::<Utc>::MIN_UTC),
+        Some(DateTime::<Utc>::MAX_UTC),
+    );
+    assert_eq!(snapshots(&history, &always).await.0.len(), all.len());
+    let mut never = query.clone();
+    never.to = Some(DateTime::<Utc>::MIN_UTC);
+    assert_eq!(snapshots(&history, &never).await.0.len(), 0);
+
     let mut page = query.clone();
     page.limit = 50;
     let mut pages = Vec::new();

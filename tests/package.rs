@@ -140,6 +140,7 @@ fn the_readme_counts_the_crates() {
         ("`tls`", "tls"),
         ("`nats`", "nats"),
         ("`client`", "client"),
+        ("`history`", "history"),
     ] {
         let row = readme
             .lines()

@@ -48,8 +48,8 @@ pub use self::{
     error::Error,
     query::Query,
     types::{
-        Bookmaker, Change, Event, ListedEvent, ListedMarket, ListedOutcome, Market, Offer, Outcome,
-        Snapshot, Tournament,
+        Bookmaker, Change, Event, History, ListedEvent, ListedMarket, ListedOutcome, Market, Offer,
+        Outcome, PastSnapshot, Snapshot, Tournament,
     },
 };
 use self::{
@@ -126,6 +126,26 @@ impl Client {
         }
     }
 
+    /// How the prices of a market moved: the latest snapshots of an event, up to 1,000. The service reads them from its
+    /// database. The query may choose a line, a bookmaker, a source and a time, and nothing else.
+    ///
+    /// # Errors
+    /// See [`Error`]. [`Error::Refused`] with the status 501 if the service reads no history.
+    pub async fn history(
+        &self,
+        event_id: i64,
+        betpawa_market_id: &str,
+        query: &Query,
+    ) -> Result<History, Error> {
+        let query = query.market(betpawa_market_id);
+        let path = query.of(&format!("/v1/events/{event_id}/history"));
+        let answer = self.0.ask(&path, None, query.wait()).await?;
+        match answer.status {
+            StatusCode::OK => value(&path, &answer),
+            _ => Err(failure(&path, &answer)),
+        }
+    }
+
     /// What changes from now on. The first update is [`Update::ReadAll`]. With `odds`, each change has the new odds, as
     /// the event list has them. Sends nothing before [`Changes::next`] is called.
     pub fn changes(&self, odds: bool) -> Changes {
@@ -194,8 +214,12 @@ impl Pages {
 }
 
 /// The value in the JSON of an answer.
-fn parsed<T: DeserializeOwned>(path: &str, answer: &Whole) -> Result<Answer<T>, Error> {
+fn value<T: DeserializeOwned>(path: &str, answer: &Whole) -> Result<T, Error> {
     let value = serde_json::from_slice(&answer.body);
-    let value = value.map_err(|error| malformed(path, &error.to_string()))?;
-    Answer::new(path, &answer.headers, value)
+    value.map_err(|error| malformed(path, &error.to_string()))
+}
+
+/// The same, with the view that the answer was made from.
+fn parsed<T: DeserializeOwned>(path: &str, answer: &Whole) -> Result<Answer<T>, Error> {
+    Answer::new(path, &answer.headers, value(path, answer)?)
 }

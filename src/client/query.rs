@@ -56,6 +56,16 @@ impl Query {
         self.with("source", name.to_owned())
     }
 
+    /// Only this line of a market. For [`Client::history`](super::Client::history) alone.
+    pub fn line(self, line: f64) -> Query {
+        self.with("line", line.to_string())
+    }
+
+    /// The same for this market.
+    pub(super) fn market(&self, betpawa_market_id: &str) -> Query {
+        self.clone().with("market", betpawa_market_id.to_owned())
+    }
+
     /// Sets a parameter anew.
     fn with(mut self, name: &'static str, value: String) -> Query {
         self.pairs.retain(|(known, _)| *known != name);

@@ -83,6 +83,29 @@ pub struct Snapshot {
     pub markets: Vec<Market>,
 }
 
+/// The history of a market.
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
+#[non_exhaustive]
+pub struct History {
+    /// The database's clock when it was read, UTC. It shows what was committed before.
+    pub as_of: DateTime<Utc>,
+    /// The snapshots of the event in the order of `captured_at`, then of their ids.
+    pub snapshots: Vec<PastSnapshot>,
+    /// If there are older snapshots: ask again with this in [`Query::to`](super::Query::to). The answer repeats those
+    /// that were captured at the earliest time of this one.
+    pub next_to: Option<DateTime<Utc>>,
+}
+
+/// A snapshot of the past.
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
+#[non_exhaustive]
+pub struct PastSnapshot {
+    /// `betpawa` for `odds_snapshots`, else the competitor's source.
+    pub source: String,
+    /// With those of its markets that were asked for. It has none if the bookmaker did not offer the market then.
+    pub snapshot: Snapshot,
+}
+
 /// A row of `market_odds` or `competitor_market_odds`.
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
 #[non_exhaustive]

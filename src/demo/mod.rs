@@ -44,7 +44,7 @@ use std::{
 
 use anyhow::{Context, anyhow};
 use indicatif::{HumanBytes, HumanCount, ProgressBar, ProgressStyle};
-use oddscache::{Config, Counters, OddsCache, sql::Script};
+use oddscache::{Config, Counters, History, OddsCache, sql::Script};
 use tokio::{
     task::{JoinSet, spawn_blocking},
     time::sleep,
@@ -186,8 +186,15 @@ async fn show(
     let (mut caches, mut servers) = (Vec::new(), Vec::new());
     let mut listen = arguments.listen;
     for config in configs {
+        let history = match relayed {
+            Some(_) => None,
+            None => Some(History::new(config.clone(), 2, Duration::from_secs(5))?),
+        };
         let (cache, follower) = OddsCache::connect(config);
-        let serving = Serving::default();
+        let serving = Serving {
+            history,
+            ..Serving::default()
+        };
         let address = Address::Tcp(listen);
         servers.push(Server::start(address, &cache, serving, default_inline()).await?);
         listen.set_port(0);

@@ -35,6 +35,23 @@ const QUESTIONS_PER_CONNECTION: usize = 8;
 /// Reads the history of markets from the database. Cheap to clone; clones share their connections.
 ///
 /// It opens a connection when a question needs one, and keeps it for later ones.
+///
+/// ```no_run
+/// # async fn example() -> Result<(), oddscache::HistoryError> {
+/// use std::time::Duration;
+/// use oddscache::{Config, History, HistoryQuery};
+///
+/// let config = Config::new("postgres://oddscache@localhost/odds")?;
+/// let history = History::new(config, 2, Duration::from_secs(5))?;
+/// let moved = history.read(&HistoryQuery::new(4711, "3743")).await?;
+/// for past in &moved.snapshots {
+///     for outcome in past.snapshot.markets().flat_map(|market| market.outcomes()) {
+///         println!("{} {} {}: {:?}", past.snapshot.captured_at(), past.source, outcome.name(), outcome.odds());
+///     }
+/// }
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug, Clone)]
 pub struct History {
     pool: Pool<Manager>,
@@ -90,7 +107,8 @@ impl HistoryQuery {
 
     /// Whether it wants snapshots of `competitor_odds_snapshots`.
     fn wants_competitors(&self) -> bool {
-        self.bookmaker_id.is_none() && self.source.as_ref().is_none_or(|source| source != OWN)
+        let is_theirs = |source: &String| source != OWN && !source.contains('\0');
+        self.bookmaker_id.is_none() && self.source.as_ref().is_none_or(is_theirs)
     }
 }
 

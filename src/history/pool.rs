@@ -33,6 +33,9 @@ const DOING: &str = "reading the history of a market";
 /// How long the columns and indexes of the tables may be taken for what they were.
 const LOOK_AGAIN: Duration = Duration::from_secs(60);
 
+/// The first time that PostgreSQL has: 4713 BC, in microseconds since 2000.
+const EARLIEST: i64 = -211_813_488_000_000_000;
+
 /// Opens the pool's connections.
 #[derive(Debug)]
 pub(super) struct Manager {
@@ -178,23 +181,26 @@ impl Session {
         let Some(side) = side else {
             return Ok(Vec::new());
         };
+        // PostgreSQL's own `-infinity` and `infinity`. The first stands for times that PostgreSQL does not have, too.
         let micros = |time: Option<DateTime<Utc>>, or| {
-            time.map_or(or, |time| Micros::from_utc(time).to_postgres())
+            let time = time.map(|time| Micros::from_utc(time).to_postgres());
+            time.map_or(or, |time| if time < EARLIEST { i64::MIN } else { time })
         };
-        // PostgreSQL's own `-infinity` and `infinity`.
         let (from, to) = (micros(query.from, i64::MIN), micros(query.to, i64::MAX));
         // One more tells whether there are older ones.
         let limit = i64::try_from(query.limit)
             .unwrap_or(i64::MAX)
             .saturating_add(1);
         let time = side.time.clone();
+        // No text of PostgreSQL has this character, and null equals no market.
+        let market = Some(&query.betpawa_market_id).filter(|market| !market.contains('\0'));
         let client = &self.connection.client;
         client
             .query_typed(
                 &side.sql,
                 &[
                     (&query.event_id, Type::INT8),
-                    (&query.betpawa_market_id, Type::TEXT),
+                    (&market, Type::TEXT),
                     (&query.line, Type::FLOAT8),
                     (&RawTime(from), time.clone()),
                     (&RawTime(to), time),

@@ -6,15 +6,19 @@
 //!
 //! # Invariants
 //! - LU1: While changes are read, each name was read at most [`INTERVAL`] before the view that shows it, or after the
-//!   last commit. A tournament that no event has named before is read with its event.
+//!   last commit. A tournament that no event has named before is read with its event, and a bookmaker with its first
+//!   snapshot, if it has a row by then.
 //! - LU2: If anything is wrong with these tables, the read goes on, and keeps most of its time. The draft then keeps the
 //!   names that it has.
 //! - LU3: The rows are those that the read's snapshot shows. A table that got a new file since, by TRUNCATE for instance,
 //!   is not read.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
-use hashbrown::HashMap;
+use hashbrown::{HashMap, HashSet};
 use tokio_postgres::{
     Client, Row,
     types::{ToSql, Type},
@@ -45,6 +49,8 @@ const DOING: &str = "reading bookmakers, tournaments and sports";
 #[derive(Debug, Clone)]
 pub(crate) struct LookupState {
     read_at: Instant,
+    /// The bookmakers of snapshots that had no row, so that not each of their snapshots asks for one.
+    nameless: Arc<HashSet<i64>>,
     /// Why names are missing. The log has it once.
     trouble: Option<String>,
 }
@@ -63,15 +69,25 @@ impl Rows {
 }
 
 impl LookupState {
-    /// Whether it is time to read the tables again, or an event names a tournament that was never read.
+    /// Whether it is time to read the tables again, or an event names a tournament, or a snapshot a bookmaker, that was
+    /// never read.
     pub(crate) fn is_due(
         &self,
         config: &Config,
         draft: &Draft,
         mut tournament_ids: impl Iterator<Item = i64>,
+        mut bookmaker_ids: impl Iterator<Item = i64>,
     ) -> bool {
+        let lookup = &draft.packer.lookup;
+        let is_new = |id: &i64| {
+            lookup
+                .bookmakers()
+                .is_none_or(|known| !known.contains_key(id))
+                && !self.nameless.contains(id)
+        };
         self.read_at.elapsed() >= INTERVAL.min(config.audit_cycle / 4)
-            || tournament_ids.any(|id| draft.packer.lookup.held(id).is_none())
+            || tournament_ids.any(|id| lookup.held(id).is_none())
+            || (self.nameless.len() < MOST_BOOKMAKERS && bookmaker_ids.any(|id| is_new(&id)))
     }
 
     /// Reads the tables in the current transaction: all bookmakers, and the tournaments that the draft knows or that
@@ -86,6 +102,7 @@ impl LookupState {
         before: Option<&LookupState>,
         draft: &Draft,
         tournament_ids: impl Iterator<Item = i64>,
+        bookmaker_ids: impl Iterator<Item = i64>,
     ) -> Result<(LookupState, Option<Rows>), Error> {
         let Source {
             client,
@@ -116,7 +133,20 @@ impl LookupState {
         {
             tracing::warn!(%reason, "names of bookmakers or tournaments are not read; odds are followed all the same");
         }
-        Ok((LookupState { read_at, trouble }, rows))
+        let known = rows.as_ref().map(|rows| &rows.bookmakers);
+        let has_row = |id: &i64| known.is_some_and(|known| known.contains_key(id));
+        let mut nameless = before.map_or_else(Arc::default, |before| Arc::clone(&before.nameless));
+        for id in bookmaker_ids.filter(|id| !has_row(id)) {
+            if !nameless.contains(&id) {
+                Arc::make_mut(&mut nameless).insert(id);
+            }
+        }
+        let state = LookupState {
+            read_at,
+            nameless,
+            trouble,
+        };
+        Ok((state, rows))
     }
 }
 

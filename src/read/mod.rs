@@ -323,7 +323,8 @@ pub(crate) async fn everything(
     if let Some(prepared) = prepared {
         schema.prepare(source, prepared, cursor.is_some()).await?;
     }
-    let lookup = LookupState::read(source, None, draft, plan.tournament_ids());
+    let (tournament_ids, bookmaker_ids) = (plan.tournament_ids(), plan.bookmaker_ids());
+    let lookup = LookupState::read(source, None, draft, tournament_ids, bookmaker_ids);
     let (lookup, named) = Box::pin(lookup).await?;
     end(source.client, None, Some(&schema.watched)).await?;
 
@@ -714,10 +715,15 @@ async fn read_rows(
     let rows = Box::pin(rows).await?;
     let plan = rows.part.iter().map(|(plan, _)| plan);
     let tournament_ids = || plan.clone().flat_map(Plan::tournament_ids);
-    let is_due = is_resync || state.lookup.is_due(source.config, draft, tournament_ids());
+    let bookmaker_ids = || plan.clone().flat_map(Plan::bookmaker_ids);
+    let is_due = is_resync
+        || state
+            .lookup
+            .is_due(source.config, draft, tournament_ids(), bookmaker_ids());
     let (lookup, named) = match is_due {
         true => {
-            let read = LookupState::read(source, Some(&state.lookup), draft, tournament_ids());
+            let before = Some(&state.lookup);
+            let read = LookupState::read(source, before, draft, tournament_ids(), bookmaker_ids());
             Box::pin(read).await?
         }
         false => (state.lookup.clone(), None),

@@ -241,6 +241,11 @@ impl Plan {
         self.kickoffs.values().filter_map(|row| row.tournament_id)
     }
 
+    /// The ids of the bookmakers whose snapshots in `odds_snapshots` the plan has.
+    pub(crate) fn bookmaker_ids(&self) -> impl Iterator<Item = i64> {
+        self.betpawa.iter().map(|planned| planned.header.key)
+    }
+
     /// How many snapshots' markets must be read, at most.
     pub(crate) fn snapshots_to_read(&self) -> usize {
         let betpawa = self

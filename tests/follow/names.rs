@@ -49,6 +49,26 @@ async fn names_follow_their_event() {
     assert_eq!(followed.cache.counters().audit_mismatches, 0);
 }
 
+/// A bookmaker comes with its first snapshot. One without a row is not asked for again and again.
+#[tokio::test]
+async fn a_new_bookmaker_has_its_name_at_once() {
+    let database = Database::seeded();
+    let followed = Followed::with(&database.dsn(), rarely).await;
+    for sql in [
+        "insert into bookmakers (id, name, slug) values (7, 'Seven', 'seven');
+         insert into odds_snapshots (id, event_id, bookmaker_id) values (7001, 1, 7)",
+        "insert into odds_snapshots (id, event_id, bookmaker_id) values (7002, 1, 8)",
+        "insert into bookmakers (id, name, slug) values (9, 'Nine', 'nine');
+         insert into odds_snapshots (id, event_id, bookmaker_id) values (7003, 1, 9), (7004, 2, 8)",
+    ] {
+        followed.changes(sql).await;
+    }
+    let names = followed.cache.view();
+    let names = names.event(1).expect("held").bookmakers();
+    assert!(names.contains_key(&7) && names.contains_key(&9) && !names.contains_key(&8));
+    assert_eq!((followed.reloads(), followed.epoch()), (1, 1));
+}
+
 /// The statement for linked events reads the names of an event, too.
 #[tokio::test]
 async fn an_event_that_is_linked_has_its_names() {

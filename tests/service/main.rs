@@ -13,6 +13,7 @@ mod descriptors;
 mod fair;
 mod fetched;
 mod generated;
+mod history;
 mod http2;
 mod incidents;
 mod lifecycle;

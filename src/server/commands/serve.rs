@@ -4,7 +4,7 @@ use std::{process::ExitCode, sync::Arc, time::Duration};
 
 use anyhow::Context;
 use clap::Args;
-use oddscache::{Config, Error, InlineMarkets, OddsCache};
+use oddscache::{Config, Error, History, InlineMarkets, OddsCache};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::server::{
@@ -77,6 +77,18 @@ pub(crate) struct ServeArguments {
         value_name = "ID[:LINE]"
     )]
     pub(crate) inline_markets: Vec<(String, Option<f64>)>,
+    /// How many connections may read the history of markets for /v1/events/{id}/history. They are opened when somebody
+    /// asks. 0 turns it off
+    #[arg(
+        long,
+        env = "ODDSCACHE_HISTORY_CONNECTIONS",
+        default_value_t = 2,
+        value_name = "COUNT"
+    )]
+    pub(crate) history_connections: usize,
+    /// How long the history of a market may take to read, with the time that it waits for a connection
+    #[arg(long, env = "ODDSCACHE_HISTORY_TIMEOUT", default_value = "5s", value_parser = humantime::parse_duration)]
+    pub(crate) history_timeout: Duration,
     /// Read the change log at least this often, with or without notifications. Bounds staleness if notifications are
     /// lost
     #[arg(long, env = "ODDSCACHE_POLL_INTERVAL", default_value = "1s", value_parser = humantime::parse_duration)]
@@ -129,11 +141,20 @@ pub(crate) async fn run(arguments: ServeArguments) -> anyhow::Result<ExitCode> {
         )
         .into());
     }
+    let history = match arguments.history_connections {
+        connections @ 1.. if needs_database => Some(History::new(
+            config.clone(),
+            connections,
+            arguments.history_timeout,
+        )?),
+        _ => None,
+    };
     let serving = Serving {
         limits,
         access,
         tls: Tls::new(&arguments.tls)?,
         health: Arc::new(Health::new(arguments.ready_max_age, patience)),
+        history,
         admin: arguments.admin_listen.clone(),
         cors: arguments.cors_origin.clone(),
         access_log: arguments.access_log,

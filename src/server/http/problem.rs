@@ -16,6 +16,8 @@ pub(super) enum Reason {
     TooStale,
     /// The view did not contain the transaction of `wait_for` in time.
     NotShown,
+    /// The database is away, or refuses to be read.
+    Database,
     /// Too many clients, or the answer took too long.
     Overloaded,
 }
@@ -26,6 +28,7 @@ impl Reason {
             Reason::Warming => "warming",
             Reason::TooStale => "too_stale",
             Reason::NotShown => "not_shown",
+            Reason::Database => "database",
             Reason::Overloaded => "overloaded",
         }
     }

@@ -10,14 +10,16 @@ use axum::{
     response::{IntoResponse, Response},
     routing::{MethodRouter, get},
 };
-use oddscache::{InlineMarkets, OddsCache};
+use oddscache::{History, InlineMarkets, OddsCache};
 use serde_json::json;
 
 use super::{
     api::{
         changes::Hub,
         detail::Detail,
-        encoding, events, list,
+        encoding, events,
+        history::{self, Histories},
+        list,
         lists::Lists,
         pieces,
         query::{self, Parameters},
@@ -103,6 +105,7 @@ impl Face {
 fn routes() -> Vec<(&'static str, MethodRouter<Api>)> {
     vec![
         ("/v1/events/{id}", get(events::one)),
+        ("/v1/events/{id}/history", get(history::history)),
         ("/v1/events", get(events::many)),
         ("/v1/list", get(list::list)),
         ("/v1/dump", get(events::dump)),
@@ -120,6 +123,7 @@ pub(crate) fn router(
     cache: OddsCache,
     hub: Hub,
     inline: InlineMarkets,
+    history: Option<History>,
     requests: Requests,
     face: Face,
 ) -> Router {
@@ -129,6 +133,7 @@ pub(crate) fn router(
         requests,
         lists: Arc::new(Lists::new(inline.clone())),
         inline,
+        histories: history.map(Histories::new),
         order: Arc::default(),
         detail: face.detail(),
     };
@@ -245,6 +250,7 @@ mod tests {
             let mut names = match path {
                 "/v1/events/{id}" => query::EVENT.to_vec(),
                 "/v1/events" | "/v1/list" => query::EVENTS.to_vec(),
+                "/v1/events/{id}/history" => query::HISTORY.to_vec(),
                 "/v1/dump" => query::DUMP.to_vec(),
                 "/v1/changes" => query::CHANGES.to_vec(),
                 _ => Vec::new(),

@@ -7,7 +7,7 @@ use axum::{
     middleware::{from_fn, from_fn_with_state},
 };
 use futures_util::future::OptionFuture;
-use oddscache::{InlineMarkets, OddsCache};
+use oddscache::{History, InlineMarkets, OddsCache};
 use tokio::{
     sync::{Mutex, Semaphore, watch},
     task::JoinHandle,
@@ -40,6 +40,8 @@ pub(crate) struct Serving {
     /// Plain HTTP by default. Unix sockets have no TLS.
     pub(crate) tls: Option<Tls>,
     pub(crate) health: Arc<Health>,
+    /// Reads the history of markets, if the service may.
+    pub(crate) history: Option<History>,
     /// The operators' address. Without one the only address has their paths, too.
     pub(crate) admin: Option<Address>,
     /// Pages of these origins may read what the public address answers.
@@ -214,6 +216,7 @@ impl Parts {
             self.cache.clone(),
             self.hub.clone(),
             self.inline.clone(),
+            serving.history.clone(),
             self.requests.clone(),
             face,
         );

@@ -22,7 +22,9 @@ use tokio::time::timeout;
 use super::{served, with_odds};
 
 /// The schemas that name all keys of their objects.
-const CLOSED: [&str; 13] = [
+const CLOSED: [&str; 15] = [
+    "History",
+    "PastSnapshot",
     "Problem",
     "Unavailable",
     "Market",
@@ -184,6 +186,8 @@ async fn responses_and_the_document_agree() {
         .await;
     let xid: String = xid.expect("a row").get(0);
     let late = format!("/v1/events?wait_for={xid}&timeout=1ms");
+    let moved = "/v1/events/3/history?market=5000&line=2.5&bookmaker=1&source=betpawa&from=2026-01-01T00:00:00Z\
+                 &to=2100-01-01T00:00:00Z&limit=5";
     let young = "/v1/events/3?max_age=1m30s&timeout=30s";
     for (path, asked, status) in [
         ("/v1/events/{id}", "/v1/events/3", 200),
@@ -195,6 +199,8 @@ async fn responses_and_the_document_agree() {
         ("/v1/events/{id}", "/v1/events/77", 404),
         ("/v1/events/{id}", "/v1/events/3?bookmaker=7", 404),
         ("/v1/events/{id}", "/v1/events/3?max_age=0s", 503),
+        ("/v1/events/{id}/history", "/v1/events/3/history", 400),
+        ("/v1/events/{id}/history", moved, 200),
         ("/v1/events", "/v1/events", 200),
         ("/v1/events", &events, 200),
         ("/v1/events", "/v1/events?limit=0", 400),
@@ -308,7 +314,9 @@ async fn responses_and_the_document_agree() {
 
     // This service is not warm yet.
     let cold = Service::start("host=/nowhere user=u dbname=d", &[]).await;
+    let history = "/v1/events/{id}/history";
     for (path, asked, status) in [
+        (history, moved, 503),
         ("/readyz", "/readyz", 503),
         ("/v1/stats", "/v1/stats", 200),
         ("/v1/list", "/v1/list", 503),
@@ -322,7 +330,16 @@ async fn responses_and_the_document_agree() {
         if asked == "/v1/list" {
             assert_eq!(body["reason"], "warming");
         }
+        if asked == moved {
+            assert_eq!(body["reason"], "database");
+        }
     }
+    let nowhere = "host=/nowhere user=u dbname=d";
+    let without = Service::start(nowhere, &["--history-connections", "0"]).await;
+    let answer = without.ask(moved, &[]).await;
+    assert_eq!(answer.status(), 501);
+    seen.insert((history.to_owned(), 501));
+    document.check(history, moved, answer).await;
 
     // This client is beyond `--most-connections`.
     let full = Service::start(&database.dsn(), &["--most-connections", "1"]).await;

@@ -9,7 +9,7 @@ import sys
 import urllib.request
 
 from generated import AuthenticatedClient, Client
-from generated.api.default import event, events, list_
+from generated.api.default import event, events, history, list_
 from generated.models import Event, ListedEvent, Problem, Unavailable
 from generated.types import UNSET
 
@@ -63,6 +63,9 @@ outcome = market.outcomes[1]
 assert (outcome.name, outcome.odds, outcome.is_active) == ("2", 1.75, False), outcome
 # Keys of a stored outcome that the document does not name.
 assert outcome["id"] == 7, outcome
+
+moved = history.sync(client=client, id=first.event_id, market="5000", line=2.5)
+assert moved.next_to is None and moved.snapshots[0].snapshot.markets[0].line == 2.5, moved
 
 listed = pages(list_, ListedEvent)
 same(listed, "/v1/list")

@@ -95,6 +95,7 @@ mod tests {
             requests: Requests::default(),
             lists: Arc::new(Lists::new(inline.clone())),
             inline,
+            histories: None,
             order: Arc::default(),
             detail: Detail::Full,
         };

@@ -17,8 +17,8 @@ use crate::server::http::problem::Refusal;
 const WAIT: Duration = Duration::from_secs(5);
 const LONGEST_WAIT: Duration = Duration::from_secs(30);
 
-/// The maximum of `limit`.
-const MOST_EVENTS: usize = 1_000;
+/// The maximum of `limit`, for events and for snapshots.
+const MOST: usize = 1_000;
 
 /// How many characters of a wrong name or value an error quotes.
 const MOST_QUOTED: usize = 40;
@@ -51,6 +51,16 @@ pub(crate) const EVENTS: Names = &[
     "wait_for",
     "timeout",
 ];
+/// The parameters of the history of a market.
+pub(crate) const HISTORY: Names = &[
+    "market",
+    "line",
+    "bookmaker",
+    "source",
+    "from",
+    "to",
+    "limit",
+];
 /// The parameters of a stream of changes.
 pub(crate) const CHANGES: Names = &["odds"];
 
@@ -65,6 +75,10 @@ pub(crate) struct Parameters {
     pub(crate) fields: Option<Fields>,
     /// Whether changes come with the new odds.
     pub(crate) odds: bool,
+    /// The `betpawa_market_id` of a history.
+    pub(crate) market: Option<String>,
+    /// The line of a history.
+    pub(crate) line: Option<f64>,
 }
 
 /// How fresh the view of an answer must be.
@@ -169,6 +183,11 @@ impl Only {
         }
     }
 
+    /// The bookmaker, and the source.
+    pub(crate) fn names(self) -> (Option<i64>, Option<String>) {
+        (self.bookmaker, self.source)
+    }
+
     /// Whether it wants the snapshot of this bookmaker in `odds_snapshots`.
     pub(crate) fn wants_own(&self, bookmaker_id: i64) -> bool {
         self.bookmaker.is_none_or(|wanted| wanted == bookmaker_id)
@@ -250,8 +269,8 @@ impl Parameters {
                 }
             },
             "limit" => match value.parse() {
-                Ok(limit @ 1..=MOST_EVENTS) => self.range.limit = Some(limit),
-                _ => return wrong(&format!("a number of events from 1 to {MOST_EVENTS}")),
+                Ok(limit @ 1..=MOST) => self.range.limit = Some(limit),
+                _ => return wrong(&format!("a number from 1 to {MOST}")),
             },
             "after" => match place(value) {
                 Some(place) => self.range.after = Some(place),
@@ -260,6 +279,12 @@ impl Parameters {
             "bookmaker" => match value.parse() {
                 Ok(id) => self.only.get_or_insert_default().bookmaker = Some(id),
                 Err(_) => return wrong("a bookmaker's id, a whole number"),
+            },
+            "market" if value.is_empty() => return wrong("a betpawa_market_id, such as 3743"),
+            "market" => self.market = Some(value.to_owned()),
+            "line" => match number(value) {
+                Some(line) => self.line = Some(line),
+                None => return wrong("a number, such as 2.5"),
             },
             "source" if value.is_empty() => return wrong("betpawa, or a competitor's name"),
             "source" => self.only.get_or_insert_default().source = Some(value.to_owned()),
@@ -286,6 +311,14 @@ impl Parameters {
         }
         Ok(())
     }
+}
+
+/// A number as JSON has it.
+fn number(text: &str) -> Option<f64> {
+    // `parse` also takes `inf`.
+    let digits = |byte: u8| byte.is_ascii_digit() || b"+-.eE".contains(&byte);
+    let number = text.bytes().all(digits).then(|| text.parse().ok());
+    number.flatten()
 }
 
 /// `1m30s`: up to four numbers of up to nine digits, each with a unit.
@@ -417,6 +450,21 @@ mod tests {
             let sentence = read(query).unwrap_err();
             assert!(sentence.contains(word), "{query}: {sentence}");
         }
+        let read = |query: &str| {
+            let uri = format!("/v1/events/1/history?{query}").parse();
+            Parameters::parse(&uri.expect("a URI"), HISTORY, &[])
+        };
+        for query in [
+            "market=",
+            "line=",
+            "line=inf",
+            "line=nan",
+            "line=1x",
+            "odds=true",
+        ] {
+            assert!(read(query).is_err(), "{query}");
+        }
+        assert_eq!(read("line=-0.25&market=5").unwrap().line, Some(-0.25));
     }
 
     /// A generator of clients knows each parameter by itself. So no two values that are fine alone are refused together.
@@ -488,7 +536,7 @@ mod tests {
             pairs in proptest::collection::vec((
                 prop_oneof![
                     5 => proptest::sample::select(EVENTS),
-                    1 => proptest::sample::select(vec!["odds", "%61fter", ""]),
+                    1 => proptest::sample::select(vec!["odds", "market", "line", "%61fter", ""]),
                 ],
                 prop_oneof![
                     "[0-9a-zA-Z.,:+%_-]{0,12}",
@@ -499,7 +547,7 @@ mod tests {
                     "[0-9]{1,20}(ms|s|m|h|y|years)?",
                 ],
             ), 0..6),
-            names in proptest::sample::select(vec![DUMP, EVENT, EVENTS, CHANGES]),
+            names in proptest::sample::select(vec![DUMP, EVENT, EVENTS, CHANGES, HISTORY]),
         ) {
             let query: Vec<String> = pairs.iter().map(|(name, value)| format!("{name}={value}")).collect();
             let Ok(uri) = format!("/v1/x?{}", query.join("&")).parse::<Uri>() else { return Ok(()) };

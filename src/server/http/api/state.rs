@@ -5,7 +5,7 @@ use std::sync::Arc;
 use axum::extract::FromRef;
 use oddscache::{InlineMarkets, OddsCache};
 
-use super::{changes::Hub, detail::Detail, lists::Lists, select::Order};
+use super::{changes::Hub, detail::Detail, history::Histories, lists::Lists, select::Order};
 use crate::server::http::metrics::Requests;
 
 /// Everything that answers are made from. Cheap to clone.
@@ -17,6 +17,8 @@ pub(crate) struct Api {
     pub(crate) inline: InlineMarkets,
     pub(crate) lists: Arc<Lists>,
     pub(crate) order: Arc<Order>,
+    /// `None` if the service reads no history.
+    pub(crate) histories: Option<Histories>,
     /// How much the address tells of the cache's state.
     pub(crate) detail: Detail,
 }
