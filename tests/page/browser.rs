@@ -209,8 +209,19 @@ impl Browser {
 
     /// Sets the color scheme that the user prefers: `dark` or `light`.
     pub(crate) async fn scheme(&self, scheme: &str) {
-        let features = json!({ "features": [{ "name": "prefers-color-scheme", "value": scheme }] });
+        self.prefers("prefers-color-scheme", scheme).await;
+    }
+
+    /// Sets one feature of the media to what the user prefers, and the others back.
+    pub(crate) async fn prefers(&self, name: &str, value: &str) {
+        let features = json!({ "features": [{ "name": name, "value": value }] });
         self.call("Emulation.setEmulatedMedia", features).await;
+    }
+
+    /// Sets the time zone of the user, by its name.
+    pub(crate) async fn time_zone(&self, name: &str) {
+        let zone = json!({ "timezoneId": name });
+        self.call("Emulation.setTimezoneOverride", zone).await;
     }
 
     /// Writes `<name>.png` into the folder for screenshots.

@@ -5,12 +5,14 @@ mod board;
 mod browser;
 mod detail;
 mod lacking;
+mod links;
 mod names;
 mod proxy;
 mod relay;
 mod served;
 mod show;
 mod stale;
+mod times;
 mod token;
 
 use browser::Browser;
