@@ -11,6 +11,7 @@ mod proxy;
 mod relay;
 mod served;
 mod show;
+mod signs;
 mod stale;
 mod times;
 mod token;
