@@ -1,6 +1,7 @@
 //! The page at `/` in a real browser: what it shows of a real database, and what it says when it cannot be current.
 #![allow(clippy::expect_used, clippy::unwrap_used)]
 
+mod axe;
 mod board;
 mod browser;
 mod detail;
