@@ -180,6 +180,7 @@ impl Browser {
             "ArrowDown" => 40,
             "Enter" => 13,
             "Escape" => 27,
+            "Tab" => 9,
             _ => 0,
         };
         for kind in ["keyDown", "keyUp"] {
@@ -197,6 +198,13 @@ impl Browser {
         let mobile = width < 500;
         let scale = if mobile { 2 } else { 1 };
         let size = json!({ "width": width, "height": height, "deviceScaleFactor": scale, "mobile": mobile });
+        self.call("Emulation.setDeviceMetricsOverride", size).await;
+    }
+
+    /// Sets the size of the window of a desktop, CSS pixels. A zoom of 200 % halves both sides.
+    pub(crate) async fn zoomed(&self, width: u32, height: u32) {
+        let size =
+            json!({ "width": width, "height": height, "deviceScaleFactor": 2, "mobile": false });
         self.call("Emulation.setDeviceMetricsOverride", size).await;
     }
 

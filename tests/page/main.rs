@@ -9,6 +9,7 @@ mod lacking;
 mod links;
 mod names;
 mod proxy;
+mod reflow;
 mod relay;
 mod served;
 mod show;

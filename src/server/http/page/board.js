@@ -10,7 +10,7 @@ import { isAvailable } from "./store.js";
 /** Heights in px, as in board.css: a table row; the event in a card; each bookmaker's line in a card; a tournament. */
 const [ROW, CARD, CARD_LINE, GROUP] = [34, 46, 34, 30];
 /** Widths of the columns, px. The price columns share what room is left. */
-const [EVENT_WIDTH, PRICE_WIDTH, META_WIDTH] = [320, 60, 46];
+const [EVENT_WIDTH, PRICE_WIDTH, META_WIDTH] = [350, 60, 46];
 /** Rows drawn beyond the visible ones, above and below. */
 const SPARE = 8;
 /** A price is shown as old if it was not confirmed for this long, ms. */
