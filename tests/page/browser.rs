@@ -210,7 +210,19 @@ impl Browser {
 
     /// Cuts the browser off from the network, or connects it again.
     pub(crate) async fn offline(&self, offline: bool) {
-        let conditions = json!({ "offline": offline, "latency": 0, "downloadThroughput": -1, "uploadThroughput": -1 });
+        self.network(offline, 0, -1).await;
+    }
+
+    /// Makes the network slow: so many ms until an answer begins, then so many bytes a second. -1 means no limit.
+    pub(crate) async fn slow(&self, latency: u32, throughput: i32) {
+        self.network(false, latency, throughput).await;
+    }
+
+    async fn network(&self, offline: bool, latency: u32, throughput: i32) {
+        let conditions = json!({
+            "offline": offline, "latency": latency,
+            "downloadThroughput": throughput, "uploadThroughput": throughput,
+        });
         let method = "Network.emulateNetworkConditions";
         self.call(method, conditions).await;
     }

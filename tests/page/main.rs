@@ -14,6 +14,7 @@ mod relay;
 mod served;
 mod show;
 mod signs;
+mod slow;
 mod stale;
 mod times;
 mod token;

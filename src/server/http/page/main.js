@@ -3,7 +3,7 @@
 import { Board } from "./board.js";
 import { Detail } from "./detail.js";
 import { setText, setTime } from "./cells.js";
-import { clock, count, duration, utc, zone } from "./format.js";
+import { bytes, clock, count, duration, utc, zone } from "./format.js";
 import { Health } from "./health.js";
 import * as link from "./link.js";
 import { Problem, ask, follow, hurry, pause, useToken, version } from "./service.js";
@@ -49,6 +49,8 @@ const known = {
   whole: false,
   lacking: Date.now(),
   obstacle: null,
+  /** How many bytes of the list are here while it is loaded. */
+  arrived: 0,
 };
 
 // ---- prices ----
@@ -108,8 +110,9 @@ async function load() {
     // The list will contain all changes that came before this request.
     waiting = [];
     const [before, asked] = [losses, Date.now()];
+    known.arrived = 0;
     try {
-      const { body, headers } = await ask("/v1/list");
+      const { body, headers } = await ask("/v1/list", (bytes) => (known.arrived = bytes));
       store.replace(body, Date.now());
       reach(version(headers.get("etag")), headers.get("oddscache-as-of"));
       // The list comes with its own age. That is a newer proof than the last answer of /v1/stats.
@@ -245,6 +248,7 @@ function trouble() {
   }
   if (streamless !== null) return { name: "no changes", why: `changes do not arrive: ${streamless}` };
   if (!whole && Date.now() - known.lacking > STALE_AFTER) {
+    if (known.arrived > 0) return { name: "loading", why: "the list of odds is still coming, over a slow network" };
     return { name: "loading", why: `the list of odds does not come: ${known.obstacle ?? "no answer yet"}` };
   }
   // While some changes are not logged, the age counts from the last read of everything, and may be as large as the
@@ -329,6 +333,9 @@ function tell(text, title) {
 }
 
 function tick() {
+  const loading = element("progress");
+  loading.hidden = known.whole;
+  setText(loading, `loading the odds: ${bytes(known.arrived)} so far`);
   element("age").textContent = duration(Date.now() - known.proven);
   element("epoch").textContent = known.stats?.epoch ?? "–";
   setTime(element("as-of"), known.asOf, clock(known.asOf), "the database's clock at the state that you see");
