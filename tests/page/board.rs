@@ -25,7 +25,7 @@ async fn odds_in_database(
                union all select false, snapshot_id, betpawa_market_id, line, outcomes from competitor_market_odds) m
            on m.own = l.own and m.snapshot_id = l.id
          cross join jsonb_array_elements(m.outcomes) o
-         where m.betpawa_market_id || coalesce(' ' || m.line, '') = '{market}'"
+         where m.betpawa_market_id || coalesce('/' || m.line, '') = '{market}'"
     );
     let rows = client.query(&sql, &[]).await.expect("the query");
     rows.iter().map(|row| (row.get(0), row.get(1))).collect()
@@ -68,7 +68,7 @@ async fn the_board_shows_what_the_database_has_and_how_odds_move() {
     browser.open(&served.base).await;
     browser.until("the list", &loaded(20)).await;
 
-    for market in ["3743", "5000 2.5", "3795"] {
+    for market in ["3743", "5000/2.5", "3795"] {
         let choose = format!("#markets input[value=\"{market}\"]");
         browser.click(&choose).await;
         let expected = odds_in_database(app, market).await;
@@ -168,7 +168,7 @@ async fn events_are_searched_and_opened() {
     assert_eq!(browser.eval(&index).await, "302");
     scroll("0").await;
     browser.until("the first event", &row(1)).await;
-    let focus = format!("{}.querySelector('button').focus()", row(1));
+    let focus = format!("{}.querySelector('a').focus()", row(1));
     browser.eval(&focus).await;
     for _ in 0..60 {
         browser.key("ArrowDown").await;
@@ -198,7 +198,7 @@ async fn events_are_searched_and_opened() {
         .filter((group) => group.dataset.market.startsWith('over/under - full time 3.5'))
         .flatMap((group) => [...group.querySelectorAll('td.price')])
         .map((cell) => [`290/${cell.dataset.column}/${cell.dataset.outcome}`, cell.firstElementChild.textContent]))";
-    let mut expected = odds_in_database(app, "5000 3.5").await;
+    let mut expected = odds_in_database(app, "5000/3.5").await;
     expected.retain(|key, _| key.starts_with("290/"));
     assert_eq!(shown(browser.eval(full).await), expected);
     browser.screenshot("detail").await;

@@ -180,6 +180,7 @@ impl Browser {
             "ArrowDown" => 40,
             "Enter" => 13,
             "Escape" => 27,
+            "Tab" => 9,
             _ => 0,
         };
         for kind in ["keyDown", "keyUp"] {
@@ -200,17 +201,47 @@ impl Browser {
         self.call("Emulation.setDeviceMetricsOverride", size).await;
     }
 
+    /// Sets the size of the window of a desktop, CSS pixels. A zoom of 200 % halves both sides.
+    pub(crate) async fn zoomed(&self, width: u32, height: u32) {
+        let size =
+            json!({ "width": width, "height": height, "deviceScaleFactor": 2, "mobile": false });
+        self.call("Emulation.setDeviceMetricsOverride", size).await;
+    }
+
     /// Cuts the browser off from the network, or connects it again.
     pub(crate) async fn offline(&self, offline: bool) {
-        let conditions = json!({ "offline": offline, "latency": 0, "downloadThroughput": -1, "uploadThroughput": -1 });
+        self.network(offline, 0, -1).await;
+    }
+
+    /// Makes the network slow: so many ms until an answer begins, then so many bytes a second. -1 means no limit.
+    pub(crate) async fn slow(&self, latency: u32, throughput: i32) {
+        self.network(false, latency, throughput).await;
+    }
+
+    async fn network(&self, offline: bool, latency: u32, throughput: i32) {
+        let conditions = json!({
+            "offline": offline, "latency": latency,
+            "downloadThroughput": throughput, "uploadThroughput": throughput,
+        });
         let method = "Network.emulateNetworkConditions";
         self.call(method, conditions).await;
     }
 
     /// Sets the color scheme that the user prefers: `dark` or `light`.
     pub(crate) async fn scheme(&self, scheme: &str) {
-        let features = json!({ "features": [{ "name": "prefers-color-scheme", "value": scheme }] });
+        self.prefers("prefers-color-scheme", scheme).await;
+    }
+
+    /// Sets one feature of the media to what the user prefers, and the others back.
+    pub(crate) async fn prefers(&self, name: &str, value: &str) {
+        let features = json!({ "features": [{ "name": name, "value": value }] });
         self.call("Emulation.setEmulatedMedia", features).await;
+    }
+
+    /// Sets the time zone of the user, by its name.
+    pub(crate) async fn time_zone(&self, name: &str) {
+        let zone = json!({ "timezoneId": name });
+        self.call("Emulation.setTimezoneOverride", zone).await;
     }
 
     /// Writes `<name>.png` into the folder for screenshots.

@@ -19,14 +19,16 @@ async fn the_page_says_that_an_open_event_is_gone_or_may_be_old() {
     let valve = Valve::before(served).await;
     browser.open(&format!("{}/#event=9", valve.base)).await;
     browser.until("the list", &loaded(12)).await;
-    let ages = format!("{NOTE}.includes('last confirmed')");
+    let ages = "document.getElementById('detail-ages').textContent.startsWith('last confirmed')";
     let prices = "document.querySelectorAll('#detail td.price').length";
-    let there = format!("{ages} && {prices} > 0");
+    let there = format!("{NOTE} === '5 markets' && {ages} && {prices} > 0");
     browser.until("the event", &there).await;
 
     let delete = "delete from odds_snapshots where event_id = 9; delete from competitor_events where betpawa_event_id = 9";
     run(app, delete).await;
-    let gone = format!("{NOTE}.startsWith('event 9 is not held') && {prices} === 0");
+    let gone = format!(
+        "{NOTE}.startsWith('This event is no longer shown, or not yet. The service says: event 9 is not held') && {prices} === 0"
+    );
     browser.until("it is gone", &gone).await;
     // The note stays. The page redraws the ages every second, which must not replace it.
     let stands = "new Promise((resolve) => setTimeout(resolve, 2_000))";
@@ -46,7 +48,7 @@ async fn the_page_says_that_an_open_event_is_gone_or_may_be_old() {
     valve.event.store(true, Ordering::Relaxed);
     let shown = "[...document.querySelectorAll('#detail td.price')]
         .some((cell) => cell.textContent.startsWith('55.50'))";
-    let current = format!("{ages} && {shown}");
+    let current = format!("{there} && {shown}");
     browser.until("it is there", &current).await;
     browser.is_content_but_for_the_network();
 }

@@ -1,16 +1,22 @@
 //! The page at `/` in a real browser: what it shows of a real database, and what it says when it cannot be current.
 #![allow(clippy::expect_used, clippy::unwrap_used)]
 
+mod axe;
 mod board;
 mod browser;
 mod detail;
 mod lacking;
+mod links;
 mod names;
 mod proxy;
+mod reflow;
 mod relay;
 mod served;
 mod show;
+mod signs;
+mod slow;
 mod stale;
+mod times;
 mod token;
 
 use browser::Browser;

@@ -15,7 +15,7 @@ use super::{Page, browser::Browser, loaded, proxy::forward};
 const TOKEN: &str = "a-token-of-the-tests";
 
 /// A proxy before a service. Without the token it lets only the files of the page through. Returns its address.
-async fn guard(base: &str) -> SocketAddr {
+pub(crate) async fn guard(base: &str) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let guarded = Router::new()

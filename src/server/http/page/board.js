@@ -1,69 +1,21 @@
 // The board: a table that has elements only for the rows in sight. Rows are drawn again when they change, and every
 // second for their ages.
 
-import { age, kickoff, price } from "./format.js";
+import { best, make, setText, setTime, showPrice } from "./cells.js";
+import { age, kickoff } from "./format.js";
+import { address } from "./link.js";
 import { now } from "./service.js";
-import { MOVE_SHOWN, isAvailable } from "./store.js";
+import { isAvailable } from "./store.js";
 
 /** Heights in px, as in board.css: a table row; the event in a card; each bookmaker's line in a card; a tournament. */
 const [ROW, CARD, CARD_LINE, GROUP] = [34, 46, 34, 30];
 /** Widths of the columns, px. The price columns share what room is left. */
-const [EVENT_WIDTH, PRICE_WIDTH, META_WIDTH] = [320, 60, 46];
+const [EVENT_WIDTH, PRICE_WIDTH, META_WIDTH] = [350, 60, 46];
 /** Rows drawn beyond the visible ones, above and below. */
 const SPARE = 8;
 /** A price is shown as old if it was not confirmed for this long, ms. */
 const OLD_PRICE = 15 * 60_000;
 const narrow = matchMedia("(max-width: 720px)");
-const calm = matchMedia("(prefers-reduced-motion: reduce)");
-
-/** An element with a class, a role and text. */
-export function make(tag, { className, role, text, ...attributes } = {}) {
-  const element = document.createElement(tag);
-  if (className) element.className = className;
-  if (role) element.setAttribute("role", role);
-  if (text !== undefined) element.textContent = text;
-  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
-  return element;
-}
-
-/**
- * Shows a price in a cell: its text, its move, and whether it is the best or not available. The cell lights up if the
- * price moved just now.
- */
-export function showPrice(cell, outcome, { best = false, gone = false } = {}) {
-  const moved = outcome?.moved && Date.now() - outcome.moved.at < MOVE_SHOWN ? outcome.moved : null;
-  const direction = moved ? (moved.up ? "up" : "down") : "";
-  const off = outcome !== undefined && (gone || !outcome.is_active);
-  const text = outcome === undefined ? "" : price(outcome.odds);
-  const state = `${text} ${direction} ${best} ${off}`;
-  if (cell.shown !== state) {
-    cell.shown = state;
-    cell.dataset.moved = direction;
-    cell.classList.toggle("best", best);
-    cell.classList.toggle("off", off);
-    cell.classList.toggle("empty", text === "");
-    const value = off ? make("s", { text }) : make("span", { text });
-    const move = moved && `${moved.up ? "up" : "down"} from ${price(moved.from)}`;
-    const said = [best && "best", off && "not available", move];
-    const words = said.filter(Boolean).join(", ");
-    cell.replaceChildren(value);
-    if (words) cell.append(make("span", { className: "unseen", text: `, ${words}` }));
-    cell.title = words;
-  }
-  if (moved && cell.lit !== moved.at && Date.now() - moved.at < 1_000 && !calm.matches) {
-    cell.lit = moved.at;
-    const colour = getComputedStyle(cell).getPropertyValue(moved.up ? "--up-flash" : "--down-flash");
-    const lit = [0, 0.3].map((offset) => ({ backgroundColor: colour, offset }));
-    cell.animate([...lit, {}], { duration: 1_800, id: "flash" });
-  }
-}
-
-/** The greatest odds that are available; NaN if all bookmakers have the same. */
-export function best(outcomes) {
-  const odds = outcomes.filter((outcome) => outcome?.is_active && outcome.odds !== null).map((outcome) => outcome.odds);
-  const most = Math.max(...odds);
-  return odds.length > 1 && most > Math.min(...odds) ? most : NaN;
-}
 
 /**
  * Returns a function that says whether an event matches every word of the search. A word matches any part of the names
@@ -127,7 +79,8 @@ export class Board {
     this.#body.addEventListener("keydown", (event) => this.#key(event));
     this.#body.addEventListener("click", (event) => {
       const row = event.target.closest("tr[data-event]");
-      if (row) this.#onOpen(Number(row.dataset.event));
+      // The browser follows the link by itself.
+      if (row && !event.target.closest("a")) this.#onOpen(Number(row.dataset.event));
     });
     new ResizeObserver(() => this.draw()).observe(this.#scroller);
     narrow.addEventListener("change", () => this.draw());
@@ -259,9 +212,9 @@ export class Board {
     if (row) return row;
     row = make("tr", { role: "row", "data-event": id });
     const header = make("th", { role: "rowheader", scope: "row", className: "event" });
-    const button = make("button", { type: "button" });
-    button.append(make("b"), make("time"));
-    header.append(button);
+    const link = make("a", { href: address({ event: id }) });
+    link.append(make("b"), make("time"));
+    header.append(link);
     row.append(header);
     row.cells_ = this.#store.columns.map((column) => {
       const prices = this.#outcomes.map((outcome, index) => {
@@ -292,11 +245,9 @@ export class Board {
   }
 
   #fill(row, event) {
-    setText(row.querySelector("time"), kickoff(event.kickoff));
-    const button = row.querySelector("button");
-    setText(button.firstElementChild, event.name);
-    const title = [event.name, event.tournament, `event ${event.id}`].filter(Boolean).join(", ");
-    if (button.title !== title) button.title = title;
+    const [name, time] = row.querySelector("a").children;
+    setText(name, event.name, [event.name, event.tournament, `event ${event.id}`].filter(Boolean).join(", "));
+    setTime(time, event.kickoff, kickoff(event.kickoff), "kickoff");
     const sides = this.#store.columns.map((column) => event.sides.get(column));
     const markets = sides.map((side) => side?.markets.get(this.#market));
     const offers = markets.map((market) => (market && isAvailable(market) ? market.outcomes : []));
@@ -314,10 +265,12 @@ export class Board {
       const { prices, meta } = row.cells_[at];
       for (const cell of [...prices, meta]) cell.classList.toggle("absent", !sides[at]);
       const [margin, old] = meta.children;
-      const passed = now() - (sides[at]?.confirmed ?? NaN);
+      const confirmed = sides[at]?.confirmed ?? NaN;
+      const passed = now() - confirmed;
+      const isOld = passed > OLD_PRICE;
       setText(margin, market?.margin == null ? "" : `${market.margin.toFixed(1)}%`);
-      setText(old, sides[at] ? age(passed) : "");
-      old.classList.toggle("old", passed > OLD_PRICE);
+      setTime(old, confirmed, sides[at] ? age(passed) : "", isOld ? "not lately, last confirmed" : "last confirmed");
+      old.classList.toggle("old", isOld);
     });
   }
 
@@ -336,10 +289,6 @@ export class Board {
     if (top < from) this.#scroller.scrollTop = top;
     else if (end > from + room) this.#scroller.scrollTop = end - room;
     this.#drawNow();
-    this.#rows.get(next.id)?.querySelector("button").focus({ preventScroll: true });
+    this.#rows.get(next.id)?.querySelector("a").focus({ preventScroll: true });
   }
-}
-
-function setText(element, text) {
-  if (element.textContent !== text) element.textContent = text;
 }

@@ -1,85 +1,110 @@
-// An event's full markets, with all bookmakers side by side. They are kept current while the dialog is open.
+// An event's panel: its full markets, with all bookmakers side by side. They are kept current while it is open.
 
-import { best, make, showPrice } from "./board.js";
-import { age, kickoff } from "./format.js";
+import { setText, setTime } from "./cells.js";
+import { age, kickoff, offset } from "./format.js";
+import { marketKey } from "./link.js";
+import { Markets } from "./markets.js";
 import { Problem, ask, now, pause } from "./service.js";
-import { byColumn, eventName, isAvailable, noteMoves, tournamentName } from "./store.js";
+import { byColumn, eventName, noteMoves, tournamentName } from "./store.js";
 
-/** Markets of different bookmakers are the same if these agree. */
-const identity = ({ betpawa_market_id, line, handicap_type, handicap_home, handicap_away }) =>
-  JSON.stringify([betpawa_market_id, line, handicap_type, handicap_home, handicap_away]);
+/** If the answer to a request takes longer than this, the panel says that it waits, ms. */
+const SLOW = 1_000;
 
-/** The bookmaker's share in per cent, computed as /v1/list does; `null` if an outcome has no odds above 0. */
-function margin(market) {
-  let shares = 0;
-  for (const { odds } of market.outcomes) {
-    if (!(odds > 0)) return null;
-    shares += 1 / odds;
+const element = (id) => document.getElementById(id);
+
+/** The bookmakers of an event of /v1/events/{id} by column: `{ confirmed, markets, label }`. */
+function sidesOf(event) {
+  const sides = new Map();
+  const add = (key, snapshot, label) => {
+    const markets = new Map(snapshot.markets.map((market) => [marketKey(market), market]));
+    sides.set(key, { confirmed: Date.parse(snapshot.last_confirmed_at), markets, label: label || key });
+  };
+  for (const [id, snapshot] of Object.entries(event.betpawa)) {
+    add(`betpawa ${id}`, snapshot, event.bookmakers[id]?.name);
   }
-  return market.outcomes.length ? (shares - 1) * 100 : null;
-}
-
-function title(market) {
-  const parts = [market.betpawa_market_name];
-  if (market.line !== null && market.line !== undefined) parts.push(String(market.line));
-  const sides = [market.handicap_home, market.handicap_away].filter((side) => side !== null && side !== undefined);
-  if (sides.length) parts.push(`(${sides.map((side) => (side > 0 ? `+${side}` : side)).join(" / ")})`);
-  return parts.join(" ");
+  for (const [source, snapshot] of Object.entries(event.competitors)) add(source, snapshot);
+  return sides;
 }
 
 export class Detail {
-  #dialog = document.getElementById("detail");
-  #body = document.getElementById("detail-body");
-  #note = document.getElementById("detail-note");
-  #search = document.getElementById("detail-search");
+  #dialog = element("detail");
+  #search = element("detail-search");
+  #markets = new Markets(element("detail-body"));
   #id = null;
+  /** The market that the address names, until the panel has marked it. */
+  #wanted = null;
+  /** What the panel shows; `null` if nothing is here yet, or the event is gone. */
   #sides = null;
-  #table = null;
-  #form = "";
-  /** Why the dialog may show old odds; `null` if it shows current ones. */
+  /** Why the panel may show old odds, or none; `null` if it shows current ones. */
   #problem = null;
+  /** Said beside the number of markets. */
+  #remark = "";
+  /** Since when there is something newer than what the panel shows, ms; `null` if there is not. */
+  #lacking = null;
   #busy = false;
   #again = false;
   #wake = () => {};
 
-  constructor(store) {
+  /** `onClose()`: the user has closed the panel. */
+  constructor(store, onClose) {
     store.addEventListener("change", (event) => {
       if (this.#id !== null && event.detail.has(this.#id)) this.refresh();
     });
-    this.#search.addEventListener("input", () => this.#filter());
-    document.getElementById("detail-close").addEventListener("click", () => this.#dialog.close());
+    this.#search.addEventListener("input", () => this.#markets.filter(this.#search.value));
+    element("detail-close").addEventListener("click", () => this.close());
     this.#dialog.addEventListener("click", (event) => {
-      if (event.target === this.#dialog) this.#dialog.close();
+      if (event.target === this.#dialog) this.close();
     });
     this.#dialog.addEventListener("close", () => {
+      // The event comes later than the end: another event may be open by now.
+      if (this.#dialog.open) return;
       this.#id = null;
-      if (location.hash.startsWith("#event=")) history.replaceState(null, "", location.pathname);
+      onClose();
     });
     setInterval(() => this.#id !== null && this.#draw(), 1_000);
   }
 
-  open(id) {
+  /** The name of the open event; `""` if none is open. */
+  get title() {
+    return this.#id === null ? "" : element("detail-title").textContent;
+  }
+
+  close() {
+    this.#dialog.close();
+  }
+
+  /** Opens an event, and shows one of its markets if `market` names one. NaN stands for an address without an id. */
+  open(id, market) {
+    this.#wanted = market;
+    if (this.#id === id && this.#dialog.open) {
+      this.#mark();
+      return;
+    }
     this.#id = id;
-    this.#problem = null;
+    this.#problem = Number.isNaN(id) ? "The address names no event: what stands behind event= is no id." : null;
     this.#clear();
     this.#search.value = "";
-    document.getElementById("detail-title").textContent = `Event ${id}`;
-    this.#say("loading");
-    history.replaceState(null, "", `#event=${id}`);
+    this.#markets.filter("");
+    setText(element("detail-title"), Number.isNaN(id) ? "No event" : `Event ${id}`);
+    setText(element("detail-when"), "", "");
     if (!this.#dialog.open) this.#dialog.showModal();
+    this.#draw();
     this.#wake();
     this.refresh();
   }
 
-  #clear() {
-    this.#sides = null;
-    this.#form = "";
-    this.#body.replaceChildren();
+  /** Says the same as the page's banner, which the open panel covers. `null`: nothing. */
+  warn(text) {
+    const banner = element("detail-banner");
+    if (text !== null) setText(banner, text);
+    banner.hidden = text === null;
   }
 
-  #say(text) {
-    // Only if the text differs, because a screen reader reads out each change.
-    if (this.#note.textContent !== text) this.#note.textContent = text;
+  #clear() {
+    this.#sides = null;
+    this.#remark = "";
+    this.#lacking = null;
+    this.#markets.clear();
   }
 
   /**
@@ -87,7 +112,8 @@ export class Detail {
    * together.
    */
   async refresh() {
-    if (this.#id === null) return;
+    if (this.#id === null || Number.isNaN(this.#id)) return;
+    this.#lacking ??= Date.now();
     if (this.#busy) {
       this.#again = true;
       return;
@@ -105,7 +131,7 @@ export class Detail {
         }
         tries = failed ? tries + 1 : 0;
         this.#again ||= failed || this.#id !== id;
-      } while (this.#again && this.#id !== null);
+      } while (this.#again && this.#id !== null && !Number.isNaN(this.#id));
     } finally {
       this.#busy = false;
     }
@@ -121,107 +147,84 @@ export class Detail {
       if (!(error instanceof Problem)) throw error;
       if (this.#id !== id) return false;
       const gone = error.status === 404;
-      if (gone) this.#clear();
-      const old = this.#sides ? "What you see may be old: " : "";
-      this.#problem = gone ? error.message : `${old}${error.message}. Trying again by itself.`;
+      if (gone) this.#leave(error.message);
+      else this.#fail(error.message);
       this.#draw();
       return !gone;
     }
   }
 
+  /** The service does not hold the event. If it comes back, a change says so. */
+  #leave(message) {
+    this.#clear();
+    this.#problem = `This event is no longer shown, or not yet. The service says: ${message}.`;
+  }
+
+  #fail(message) {
+    const old = this.#sides ? "What you see may be old: " : "";
+    this.#problem = `${old}${message}. Trying again by itself.`;
+  }
+
   #take(event) {
-    const sides = new Map();
-    const add = (key, snapshot, label) => {
-      const markets = new Map(snapshot.markets.map((market) => [identity(market), market]));
-      const before = this.#sides?.get(key)?.markets;
-      for (const [same, market] of markets) {
-        const was = before?.get(same);
+    const sides = sidesOf(event);
+    for (const [column, { markets }] of sides) {
+      for (const [key, market] of markets) {
+        const was = this.#sides?.get(column)?.markets.get(key);
         if (was) noteMoves(was, market, Date.now());
       }
-      sides.set(key, { confirmed: Date.parse(snapshot.last_confirmed_at), markets, label: label || key });
-    };
-    for (const [id, snapshot] of Object.entries(event.betpawa)) {
-      add(`betpawa ${id}`, snapshot, event.bookmakers[id]?.name);
     }
-    for (const [source, snapshot] of Object.entries(event.competitors)) add(source, snapshot);
     this.#sides = sides;
     this.#problem = null;
+    // A change that came after the request is not in this answer.
+    this.#lacking = this.#again ? Date.now() : null;
+    this.#name(event);
+    this.#draw();
+    this.#mark();
+  }
+
+  #name(event) {
+    setText(element("detail-title"), [eventName(event), tournamentName(event.tournament)].filter(Boolean).join(" · "));
     const at = event.kickoff === null ? NaN : Date.parse(event.kickoff);
-    const words = [eventName(event), kickoff(at), tournamentName(event.tournament)];
-    document.getElementById("detail-title").textContent = words.filter(Boolean).join(" · ");
+    const text = Number.isFinite(at) ? `${kickoff(at)} ${offset(at)}` : kickoff(at);
+    setTime(element("detail-when"), at, text, "kickoff");
+  }
+
+  /** Marks the market that the address names, once it is known whether the event has it. */
+  #mark() {
+    if (!this.#sides) return;
+    const wanted = this.#wanted;
+    this.#wanted = null;
+    if (wanted === null) return;
+    // The filter may hide it.
+    this.#search.value = "";
+    this.#markets.filter("");
+    this.#remark = this.#markets.mark(wanted) ? "" : "No bookmaker offers the market of this address.";
     this.#draw();
   }
 
   #draw() {
-    if (this.#problem !== null) this.#say(this.#problem);
-    if (!this.#sides) return;
-    const columns = [...this.#sides.keys()].sort(byColumn);
-    const markets = new Map();
-    for (const column of columns) {
-      for (const [same, market] of this.#sides.get(column).markets) {
-        const known = markets.get(same) ?? { title: title(market), outcomes: [] };
-        markets.set(same, known);
-        for (const { name } of market.outcomes) if (!known.outcomes.includes(name)) known.outcomes.push(name);
-      }
-    }
-    const labels = columns.map((column) => this.#sides.get(column).label);
-    const form = JSON.stringify([columns, labels, [...markets]]);
-    if (form !== this.#form) this.#build(columns, labels, markets);
-    this.#form = form;
-    for (const [same, { outcomes, margins, prices }] of this.#table) {
-      const offered = columns.map((column) => this.#sides.get(column).markets.get(same));
-      offered.forEach((market, at) => {
-        const share = market && margin(market);
-        margins[at].textContent = share == null ? "" : `${share.toFixed(1)}%`;
-      });
-      outcomes.forEach((name, row) => {
-        const find = (market) => market?.outcomes.find((outcome) => outcome.name === name);
-        const most = best(offered.map((market) => (market && isAvailable(market) ? find(market) : undefined)));
-        offered.forEach((market, at) => {
-          const outcome = find(market);
-          const gone = market !== undefined && !isAvailable(market);
-          const isBest = !gone && outcome?.is_active === true && outcome.odds === most;
-          showPrice(prices[row][at], outcome, { best: isBest, gone });
-        });
-      });
-    }
-    const ages = columns.map((column, at) => `${labels[at]} ${age(now() - this.#sides.get(column).confirmed)}`);
-    if (this.#problem === null) this.#say(`${markets.size} markets · last confirmed ${ages.join(", ")} ago`);
+    if (this.#sides) this.#markets.draw(this.#id, this.#sides);
+    const waits = this.#lacking === null ? 0 : Date.now() - this.#lacking;
+    const old = this.#sides !== null && (this.#problem !== null || waits > SLOW);
+    this.#dialog.classList.toggle("old", old);
+    setText(element("detail-note"), this.#note(waits));
+    setText(element("detail-ages"), this.#ages());
   }
 
-  #build(columns, labels, markets) {
-    const table = make("table");
-    const head = make("tr");
-    head.append(...["Outcome", ...labels].map((text) => make("th", { scope: "col", text })));
-    const thead = make("thead");
-    thead.append(head);
-    table.append(thead);
-    this.#table = new Map();
-    for (const [same, market] of markets) {
-      const group = make("tbody", { "data-market": market.title.toLowerCase() });
-      const header = make("tr", { className: "market" });
-      const margins = columns.map(() => make("td", { className: "meta", title: "the bookmaker's margin" }));
-      header.append(make("th", { scope: "rowgroup", text: market.title }), ...margins);
-      group.append(header);
-      const prices = market.outcomes.map((name) => {
-        const row = make("tr");
-        const cell = (column) => make("td", { className: "price", "data-column": column, "data-outcome": name });
-        const cells = columns.map(cell);
-        row.append(make("th", { scope: "row", text: name }), ...cells);
-        group.append(row);
-        return cells;
-      });
-      this.#table.set(same, { outcomes: market.outcomes, margins, prices });
-      table.append(group);
-    }
-    this.#body.replaceChildren(table);
-    this.#filter();
+  /** What the panel is doing. It changes rarely, because a screen reader reads out each change. */
+  #note(waits) {
+    if (this.#problem !== null) return this.#problem;
+    if (!this.#sides) return waits > SLOW ? "Loading. The network or the service is slow." : "Loading";
+    const count = this.#markets.count === 1 ? "1 market" : `${this.#markets.count} markets`;
+    if (waits > SLOW) return `${count}. These prices have changed, and the new ones are being loaded.`;
+    return [count, this.#remark].filter(Boolean).join(". ");
   }
 
-  #filter() {
-    const words = this.#search.value.toLowerCase().split(/\s+/).filter(Boolean);
-    for (const group of this.#body.querySelectorAll("tbody")) {
-      group.hidden = !words.every((word) => group.dataset.market.includes(word));
-    }
+  /** When each bookmaker's odds were last confirmed. */
+  #ages() {
+    if (!this.#sides) return "";
+    const columns = [...this.#sides].sort(([a], [b]) => byColumn(a, b));
+    const ages = columns.map(([, { label, confirmed }]) => `${label} ${age(now() - confirmed)}`);
+    return ages.length ? `last confirmed ${ages.join(", ")} ago` : "";
   }
 }

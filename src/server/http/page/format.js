@@ -4,6 +4,7 @@ const time = { hour: "2-digit", minute: "2-digit" };
 const clockFormat = new Intl.DateTimeFormat("en-GB", { ...time, second: "2-digit" });
 const dayFormat = new Intl.DateTimeFormat("en-GB", { weekday: "short", day: "numeric", month: "short" });
 const kickoffFormat = new Intl.DateTimeFormat("en-GB", { weekday: "short", day: "numeric", month: "short", ...time });
+const offsetFormat = new Intl.DateTimeFormat("en-GB", { timeZoneName: "shortOffset" });
 const countFormat = new Intl.NumberFormat("en-GB");
 
 /** Odds: two digits, or three where the third says something. */
@@ -24,6 +25,23 @@ export function clock(at) {
 /** A kickoff: "Mon 23 Nov 18:30". */
 export function kickoff(at) {
   return Number.isFinite(at) ? kickoffFormat.format(at).replaceAll(",", "") : "no kickoff";
+}
+
+/** The exact time in UTC, for titles: "2026-11-23 18:30:05 UTC"; `""` if there is none. */
+export function utc(at) {
+  return Number.isFinite(at) ? `${new Date(at).toISOString().slice(0, 19).replace("T", " ")} UTC` : "";
+}
+
+/** How far the browser's time zone is from UTC at a time: "UTC+1", "UTC−3:30", "UTC". */
+export function offset(at) {
+  const part = offsetFormat.formatToParts(at).find(({ type }) => type === "timeZoneName");
+  return part.value.replace("GMT", "UTC").replace(/\+0$/, "").replace("-", "−");
+}
+
+/** The browser's time zone: "Europe/Berlin, now UTC+1". */
+export function zone() {
+  const [name, now] = [offsetFormat.resolvedOptions().timeZone, offset(Date.now())];
+  return name === now ? name : `${name}, now ${now}`;
 }
 
 /** A short age in one unit, for dense tables: 4s, 12m, 3h, 2d. */

@@ -1,6 +1,6 @@
 // The health panel: what /v1/stats says, its rates of change, and what happened while the page was open.
 
-import { make } from "./board.js";
+import { make, setTime } from "./cells.js";
 import { Chart } from "./chart.js";
 import { bytes, clock, count, duration, rate } from "./format.js";
 import { Quantiles } from "./quantiles.js";
@@ -192,9 +192,8 @@ export class Health {
   /** Adds a line to the list of what happened. */
   say(text, kind = "") {
     const line = make("li", { className: kind });
-    const now = new Date();
-    // With the day, because a line may stay for days.
-    const time = make("time", { text: clock(now), datetime: now.toISOString(), title: now.toLocaleString("en-GB") });
+    const [now, time] = [Date.now(), make("time")];
+    setTime(time, now, clock(now));
     line.append(time, make("span", { text }));
     this.#lines.prepend(line);
     while (this.#lines.children.length > MOST_LINES) this.#lines.lastElementChild.remove();

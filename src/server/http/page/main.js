@@ -2,8 +2,10 @@
 
 import { Board } from "./board.js";
 import { Detail } from "./detail.js";
-import { clock, count, duration } from "./format.js";
+import { setText, setTime } from "./cells.js";
+import { bytes, clock, count, duration, utc, zone } from "./format.js";
 import { Health } from "./health.js";
+import * as link from "./link.js";
 import { Problem, ask, follow, hurry, pause, useToken, version } from "./service.js";
 import { Store } from "./store.js";
 
@@ -26,8 +28,8 @@ const BLIND = ["disconnected", "ended", "warming"];
 const element = (id) => document.getElementById(id);
 const store = new Store();
 const health = new Health();
-const detail = new Detail(store);
-const board = new Board(store, (id) => detail.open(id));
+const detail = new Detail(store, () => link.show({ market: chosen }));
+const board = new Board(store, (event) => (location.hash = link.address({ event })));
 
 /** What the page knows of the service. Times are ms since 1970 by the browser's clock. */
 const known = {
@@ -47,6 +49,8 @@ const known = {
   whole: false,
   lacking: Date.now(),
   obstacle: null,
+  /** How many bytes of the list are here while it is loaded. */
+  arrived: 0,
 };
 
 // ---- prices ----
@@ -106,8 +110,9 @@ async function load() {
     // The list will contain all changes that came before this request.
     waiting = [];
     const [before, asked] = [losses, Date.now()];
+    known.arrived = 0;
     try {
-      const { body, headers } = await ask("/v1/list");
+      const { body, headers } = await ask("/v1/list", (bytes) => (known.arrived = bytes));
       store.replace(body, Date.now());
       reach(version(headers.get("etag")), headers.get("oddscache-as-of"));
       // The list comes with its own age. That is a newer proof than the last answer of /v1/stats.
@@ -243,6 +248,7 @@ function trouble() {
   }
   if (streamless !== null) return { name: "no changes", why: `changes do not arrive: ${streamless}` };
   if (!whole && Date.now() - known.lacking > STALE_AFTER) {
+    if (known.arrived > 0) return { name: "loading", why: "the list of odds is still coming, over a slow network" };
     return { name: "loading", why: `the list of odds does not come: ${known.obstacle ?? "no answer yet"}` };
   }
   // While some changes are not logged, the age counts from the last read of everything, and may be as large as the
@@ -289,7 +295,7 @@ function judge() {
   const found = trouble();
   const stale = found !== null && found.why !== null;
   const shown = found?.name ?? word(known.stats.status).replace("polling", "polling only");
-  const [pill, banner] = [element("status"), element("banner")];
+  const pill = element("status");
   if (pill.textContent !== shown) pill.textContent = shown;
   pill.dataset.name = stale ? "stale" : shown;
   pill.title = known.stats?.status ?? "";
@@ -307,56 +313,73 @@ function judge() {
     let is = "There is nothing to see yet";
     if (Number.isFinite(known.asOf)) is = `What you see is the state of ${clock(known.asOf)}`;
     const text = `Stale since ${clock(staleSince)}: ${found.why}. ${is}. Trying again by itself.`;
-    tell(banner, text);
+    const times = [`since ${utc(staleSince)}`, Number.isFinite(known.asOf) && `state of ${utc(known.asOf)}`];
+    tell(text, times.filter(Boolean).join(", "));
   } else if (state !== "stale") {
     if (told) health.say(`current again, after ${duration(Date.now() - staleSince)}`, "good");
     [staleSince, told] = [null, false];
-    if (state === "degraded") tell(banner, lacking(known.stats.degraded));
-    else banner.hidden = true;
+    const { degraded } = known.stats ?? {};
+    tell(state === "degraded" ? lacking(degraded) : null, utc(Date.parse(degraded?.since ?? "")));
   }
   tick();
 }
 
-function tell(banner, text) {
-  // Only if the text differs, because a screen reader reads out each change.
-  if (banner.textContent !== text) banner.textContent = text;
-  banner.hidden = false;
+/** Shows a text in the banner, and in an open event, which covers the banner. `null` hides it. */
+function tell(text, title) {
+  const banner = element("banner");
+  if (text !== null) setText(banner, text, title);
+  banner.hidden = text === null;
+  detail.warn(text);
 }
 
 function tick() {
+  const loading = element("progress");
+  loading.hidden = known.whole;
+  setText(loading, `loading the odds: ${bytes(known.arrived)} so far`);
   element("age").textContent = duration(Date.now() - known.proven);
   element("epoch").textContent = known.stats?.epoch ?? "–";
-  element("as-of").textContent = clock(known.asOf);
-  document.title = document.body.dataset.state === "stale" ? "stale · oddscache" : "oddscache";
+  setTime(element("as-of"), known.asOf, clock(known.asOf), "the database's clock at the state that you see");
+  const stale = document.body.dataset.state === "stale" && "stale";
+  document.title = [stale, detail.title, "oddscache"].filter(Boolean).join(" · ");
 }
 setInterval(judge, 500);
 
 // ---- what the user does ----
 
 const radios = element("markets");
+const radio = (key) => radios.querySelector(`[value="${CSS.escape(key)}"]`);
+/** The market of the board that the user or the address names; `null` if none does. */
+let chosen = null;
+
 function drawMarkets() {
   for (const [key, { label }] of store.markets) {
-    if (radios.querySelector(`[value="${CSS.escape(key)}"]`)) continue;
+    if (radio(key)) continue;
     const choice = document.createElement("label");
     const input = Object.assign(document.createElement("input"), { type: "radio", name: "market", value: key });
     choice.append(input, document.createElement("span"));
     choice.lastElementChild.textContent = label;
     radios.append(choice);
-    if (radios.children.length === 1) {
-      input.checked = true;
-      board.show(key);
-    }
   }
+  // The first market stands in for one that the list does not have, or not yet.
+  const wanted = (chosen !== null && radio(chosen)) || radios.querySelector("input");
+  if (!wanted) return;
+  wanted.checked = true;
+  board.show(wanted.value);
 }
 store.addEventListener("columns", drawMarkets);
-radios.addEventListener("change", (event) => board.show(event.target.value));
+radios.addEventListener("change", (event) => {
+  chosen = event.target.value;
+  link.show({ market: chosen });
+  board.show(chosen);
+});
 
+setText(element("zone"), `Times: ${zone()}`, "the time zone of this browser; the title of a time has its exact UTC");
 element("group").addEventListener("change", (event) => board.group(event.target.checked));
 element("tools").addEventListener("submit", (event) => event.preventDefault());
 element("search").addEventListener("input", (event) => board.search(event.target.value));
 board.onDrawn = (shown, all) => {
   const text = shown === all ? `${count(all)} events` : `${count(shown)} of ${count(all)} events`;
-  if (known.version && element("count").textContent !== text) element("count").textContent = text;
+  if (known.version) setText(element("count"), text);
 };
 addEventListener("keydown", (event) => {
   if (event.key === "/" && !/input/i.test(event.target.tagName) && !document.querySelector("dialog[open]")) {
@@ -374,5 +397,16 @@ element("token-form").addEventListener("submit", (event) => {
   poll();
 });
 
-const opened = /^#event=(-?\d+)$/.exec(location.hash);
-if (opened) detail.open(Number(opened[1]));
+/** Shows what the address names. */
+function visit() {
+  const { event, market } = link.read(location.hash);
+  if (event !== null) {
+    detail.open(event, market);
+    return;
+  }
+  detail.close();
+  chosen = market;
+  drawMarkets();
+}
+addEventListener("hashchange", visit);
+visit();

@@ -39,7 +39,7 @@ struct File(&'static str, &'static str, &'static str);
 const INDEX: File = File("index.html", HTML, include_str!("index.html"));
 
 /// Served below `/page/`.
-const FILES: [File; 13] = [
+const FILES: [File; 16] = [
     File("base.css", CSS, include_str!("base.css")),
     File("board.css", CSS, include_str!("board.css")),
     File("health.css", CSS, include_str!("health.css")),
@@ -48,6 +48,9 @@ const FILES: [File; 13] = [
     File("service.js", SCRIPT, include_str!("service.js")),
     File("store.js", SCRIPT, include_str!("store.js")),
     File("board.js", SCRIPT, include_str!("board.js")),
+    File("cells.js", SCRIPT, include_str!("cells.js")),
+    File("link.js", SCRIPT, include_str!("link.js")),
+    File("markets.js", SCRIPT, include_str!("markets.js")),
     File("detail.js", SCRIPT, include_str!("detail.js")),
     File("health.js", SCRIPT, include_str!("health.js")),
     File("chart.js", SCRIPT, include_str!("chart.js")),

@@ -1,7 +1,7 @@
 // Talking to the service: the token, requests with a time-out, and the stream of changes.
 
 const TOKEN = "oddscache-token";
-/** A request that takes longer has failed, ms. */
+/** An answer of which nothing arrives for this long has failed, ms. On a slow network a whole one may take longer. */
 const PATIENCE = 10_000;
 /** The stream sends something every 15 s. If it is silent for this long, its connection is dead, ms. */
 const SILENCE = 40_000;
@@ -72,14 +72,30 @@ async function request(path, headers, signal) {
   throw new Problem(response.status, body?.error ?? `it answers ${response.status}`);
 }
 
-/** The JSON of `path`, with the answer's headers. */
-export async function ask(path) {
-  const signal = AbortSignal.timeout(PATIENCE);
-  const response = await request(path, {}, signal);
+/** The JSON of `path`, with the answer's headers. Calls `onPart(bytes)` with how much of it is here, decompressed. */
+export async function ask(path, onPart = () => {}) {
+  const stop = new AbortController();
+  let timer;
+  const wait = () => {
+    clearTimeout(timer);
+    timer = setTimeout(() => stop.abort(), PATIENCE);
+  };
+  wait();
+  let bytes = 0;
+  const count = (part, controller) => {
+    wait();
+    onPart((bytes += part.length));
+    controller.enqueue(part);
+  };
   try {
-    return { body: await response.json(), headers: response.headers };
+    const { body, headers } = await request(path, {}, stop.signal);
+    const counted = body.pipeThrough(new TransformStream({ transform: count }));
+    return { body: await new Response(counted).json(), headers };
   } catch (error) {
-    throw new Problem(0, `its answer broke off (${error.message})`);
+    if (error instanceof Problem) throw error;
+    throw new Problem(0, `its answer ${stop.signal.aborted ? "stopped coming" : `broke off (${error.message})`}`);
+  } finally {
+    clearTimeout(timer);
   }
 }
 

@@ -1,5 +1,7 @@
 // What the page holds: every event's inline odds, in kickoff order, and which prices moved lately.
 
+import { marketKey } from "./link.js";
+
 /** How long a move is shown, ms. */
 export const MOVE_SHOWN = 12_000;
 
@@ -8,17 +10,10 @@ export function columnKey(odds) {
   return odds.bookmaker_id ? `${odds.bookmaker} ${odds.bookmaker_id}` : odds.bookmaker;
 }
 
-function withLine(text, line) {
-  return line === null || line === undefined ? text : `${text} ${line}`;
-}
-
-export function marketKey(market) {
-  return withLine(market.betpawa_market_id, market.line);
-}
-
 /** Shortens "1X2 - Full Time" to "1X2", because the usual markets of the list all end so. */
 export function marketLabel(market) {
-  return withLine(market.betpawa_market_name.replace(/ - Full Time$/, ""), market.line);
+  const name = market.betpawa_market_name.replace(/ - Full Time$/, "");
+  return market.line === null || market.line === undefined ? name : `${name} ${market.line}`;
 }
 
 export function isAvailable(market) {
