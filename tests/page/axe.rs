@@ -29,6 +29,17 @@ struct Axe<'a> {
     script: &'a str,
 }
 
+/// Fails if axe finds a violation in the page as it is now.
+pub(crate) async fn check(browser: &Browser, state: &str) {
+    if let Some(script) = script() {
+        let axe = Axe {
+            browser,
+            script: &script,
+        };
+        axe.finds_nothing(state).await;
+    }
+}
+
 impl Axe<'_> {
     /// Fails if axe finds a violation in the page as it is now.
     async fn finds_nothing(&self, state: &str) {

@@ -5,6 +5,7 @@ mod axe;
 mod board;
 mod browser;
 mod detail;
+mod history;
 mod lacking;
 mod links;
 mod names;

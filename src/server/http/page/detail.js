@@ -2,6 +2,7 @@
 
 import { setText, setTime } from "./cells.js";
 import { age, kickoff, offset } from "./format.js";
+import { History } from "./history.js";
 import { marketKey } from "./link.js";
 import { Markets } from "./markets.js";
 import { Problem, ask, now, pause } from "./service.js";
@@ -12,12 +13,13 @@ const SLOW = 1_000;
 
 const element = (id) => document.getElementById(id);
 
-/** The bookmakers of an event of /v1/events/{id} by column: `{ confirmed, markets, label }`. */
+/** The bookmakers of an event of /v1/events/{id} by column: `{ captured, confirmed, markets, label }`. */
 function sidesOf(event) {
   const sides = new Map();
   const add = (key, snapshot, label) => {
     const markets = new Map(snapshot.markets.map((market) => [marketKey(market), market]));
-    sides.set(key, { confirmed: Date.parse(snapshot.last_confirmed_at), markets, label: label || key });
+    const [captured, confirmed] = [snapshot.captured_at, snapshot.last_confirmed_at].map((at) => Date.parse(at));
+    sides.set(key, { captured, confirmed, markets, label: label || key });
   };
   for (const [id, snapshot] of Object.entries(event.betpawa)) {
     add(`betpawa ${id}`, snapshot, event.bookmakers[id]?.name);
@@ -29,7 +31,10 @@ function sidesOf(event) {
 export class Detail {
   #dialog = element("detail");
   #search = element("detail-search");
-  #markets = new Markets(element("detail-body"));
+  #markets = new Markets(element("detail-body"), (key, title) => this.#showHistory(key, title));
+  #history = new History(element("detail-history"), () => this.#showMarkets());
+  /** The market whose history is shown. */
+  #charted = null;
   #id = null;
   /** The market that the address names, until the panel has marked it. */
   #wanted = null;
@@ -100,7 +105,24 @@ export class Detail {
     banner.hidden = text === null;
   }
 
+  /** Shows how the prices of a market moved, in place of the markets. */
+  #showHistory(key, title) {
+    this.#charted = key;
+    element("detail-body").hidden = true;
+    this.#history.show(this.#id, key, title, this.#sides);
+  }
+
+  /** Shows the markets again. */
+  #showMarkets() {
+    this.#history.close();
+    element("detail-body").hidden = false;
+    if (this.#charted !== null) this.#markets.focusHistory(this.#charted);
+    this.#charted = null;
+  }
+
   #clear() {
+    this.#charted = null;
+    this.#showMarkets();
     this.#sides = null;
     this.#remark = "";
     this.#lacking = null;
@@ -179,6 +201,7 @@ export class Detail {
     this.#lacking = this.#again ? Date.now() : null;
     this.#name(event);
     this.#draw();
+    this.#history.note(sides);
     this.#mark();
   }
 

@@ -1,6 +1,7 @@
 // Numbers and times as the page writes them. Times are shown in the browser's time zone.
 
 const time = { hour: "2-digit", minute: "2-digit" };
+const minuteFormat = new Intl.DateTimeFormat("en-GB", time);
 const clockFormat = new Intl.DateTimeFormat("en-GB", { ...time, second: "2-digit" });
 const dayFormat = new Intl.DateTimeFormat("en-GB", { weekday: "short", day: "numeric", month: "short" });
 const kickoffFormat = new Intl.DateTimeFormat("en-GB", { weekday: "short", day: "numeric", month: "short", ...time });
@@ -20,6 +21,15 @@ export function clock(at) {
   const day = dayFormat.format(at);
   const time = clockFormat.format(at);
   return day === dayFormat.format(Date.now()) ? time : `${day.replaceAll(",", "")} ${time}`;
+}
+
+/** The marks of an axis of times, from seconds since 1970: "18:30", and the day below the first one and at midnight. */
+export function marks(times) {
+  const day = (at) => dayFormat.format(at * 1_000).replaceAll(",", "");
+  return times.map((at, index) => {
+    const first = index === 0 || day(at) !== day(times[index - 1]);
+    return first ? `${minuteFormat.format(at * 1_000)}\n${day(at)}` : minuteFormat.format(at * 1_000);
+  });
 }
 
 /** A kickoff: "Mon 23 Nov 18:30". */

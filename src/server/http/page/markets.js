@@ -37,14 +37,16 @@ function together(columns, sides) {
 
 export class Markets {
   #region;
-  /** The elements of each market by key: `{ group, link, outcomes, margins, prices }`. */
+  #onHistory;
+  /** The elements of each market by key: `{ group, link, button, outcomes, margins, prices }`. */
   #drawn = new Map();
   #form = "";
   #words = [];
 
-  /** Draws into this element. */
-  constructor(region) {
+  /** Draws into `region`. `onHistory(key, title)`: the user asks how the prices of a market moved. */
+  constructor(region, onHistory) {
     this.#region = region;
+    this.#onHistory = onHistory;
   }
 
   get count() {
@@ -89,6 +91,10 @@ export class Markets {
     return true;
   }
 
+  focusHistory(key) {
+    this.#drawn.get(key)?.button.focus();
+  }
+
   /** Builds the table anew. The focus and the mark stay on their market. */
   #build(id, columns, labels, markets) {
     const links = [...this.#drawn].map(([key, { link }]) => [key, link]);
@@ -99,6 +105,7 @@ export class Markets {
     this.#drawn.clear();
     for (const [key, market] of markets) {
       const rows = groupOf(address({ event: id, market: key }), columns, market);
+      rows.button.addEventListener("click", () => this.#onHistory(key, market.title));
       this.#drawn.set(key, rows);
       table.append(rows.group);
     }
@@ -122,7 +129,8 @@ function groupOf(href, columns, { title, outcomes }) {
   const group = make("tbody", { "data-market": title.toLowerCase() });
   const link = make("a", { href, text: title, title: "a link to this market" });
   const header = make("th", { scope: "rowgroup" });
-  header.append(link);
+  const button = make("button", { type: "button", text: "History", "aria-label": `History of ${title}` });
+  header.append(link, button);
   const margins = columns.map(() => make("td", { className: "meta", title: "the bookmaker's margin" }));
   const top = make("tr", { className: "market" });
   top.append(header, ...margins);
@@ -135,7 +143,7 @@ function groupOf(href, columns, { title, outcomes }) {
     group.append(row);
     return cells;
   });
-  return { group, link, outcomes, margins, prices };
+  return { group, link, button, outcomes, margins, prices };
 }
 
 /** Fills the rows of a market with what each bookmaker offers. */

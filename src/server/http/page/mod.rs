@@ -1,6 +1,6 @@
 //! `GET /`: the page, a live odds board and a health panel. All of it is in the binary: no build step, no other host.
 //!
-//! It is a client of the public paths: `/v1/list`, `/v1/changes`, `/v1/events/{id}` and `/v1/stats`. Its own files hold
+//! It is a client of the public paths: `/v1/list`, `/v1/changes`, `/v1/events/{id}`, its history, and `/v1/stats`. Its own files hold
 //! no odds, so they need no token. The page sends its user's token with its requests.
 
 use std::{
@@ -39,7 +39,7 @@ struct File(&'static str, &'static str, &'static str);
 const INDEX: File = File("index.html", HTML, include_str!("index.html"));
 
 /// Served below `/page/`.
-const FILES: [File; 16] = [
+const FILES: [File; 21] = [
     File("base.css", CSS, include_str!("base.css")),
     File("board.css", CSS, include_str!("board.css")),
     File("health.css", CSS, include_str!("health.css")),
@@ -52,6 +52,11 @@ const FILES: [File; 16] = [
     File("link.js", SCRIPT, include_str!("link.js")),
     File("markets.js", SCRIPT, include_str!("markets.js")),
     File("detail.js", SCRIPT, include_str!("detail.js")),
+    File("history.css", CSS, include_str!("history.css")),
+    File("history.js", SCRIPT, include_str!("history.js")),
+    File("moves.js", SCRIPT, include_str!("moves.js")),
+    File("uplot.css", CSS, include_str!("uplot.css")),
+    File("uplot.js", SCRIPT, include_str!("uplot.js")),
     File("health.js", SCRIPT, include_str!("health.js")),
     File("chart.js", SCRIPT, include_str!("chart.js")),
     File("quantiles.js", SCRIPT, include_str!("quantiles.js")),
@@ -121,7 +126,11 @@ mod tests {
         let all = || FILES.iter().chain([&INDEX]);
         let mut named = 0;
         for File(name, _, text) in all() {
-            for (before, after) in [("\"/page/", "\""), ("from \"./", "\"")] {
+            for (before, after) in [
+                ("\"/page/", "\""),
+                ("from \"./", "\""),
+                ("import(\"./", "\""),
+            ] {
                 for rest in text.split(before).skip(1) {
                     let file = rest.split(after).next().unwrap();
                     assert!(all().any(|known| known.0 == file), "{name} names {file}");
