@@ -9,6 +9,7 @@ mod client;
 mod config;
 mod cors;
 mod cut;
+mod deploy;
 mod descriptors;
 mod fair;
 mod fetched;
