@@ -87,7 +87,7 @@ fn the_image_copies_all_that_its_build_reads() {
     let build = file.stage("build").expect("a stage");
     let copied = copied(build.instructions);
 
-    // Cargo reads each manifest, looks for the file of each target that one names, and knows the features.
+    // Cargo reads each manifest of the workspace, and wants the file of each target that one names.
     let context = tempfile::tempdir().unwrap();
     for path in &copied {
         copy(path, &context.path().join(path));
@@ -102,12 +102,21 @@ fn the_image_copies_all_that_its_build_reads() {
     let script = script.expect("it builds");
     let build = script.strip_prefix("cargo build ").expect("by cargo");
     let (_, features) = build.split_once("--bin oddscache ").expect("the binary");
-    let mut cargo = Command::new(env!("CARGO"));
-    cargo
-        .args(["tree", "--locked", "--offline", "--depth=0"])
-        .args(features.split(' '))
-        .current_dir(context.path());
-    Ended::of(&cargo.output().unwrap()).ok();
+    let cargo = |arguments: &[&str]| {
+        let mut cargo = Command::new(env!("CARGO"));
+        cargo.args(arguments).args(["--locked", "--offline"]);
+        ended(cargo.current_dir(context.path())).ok();
+    };
+    // The first knows the features, the second looks for the files of targets.
+    cargo(
+        &[
+            &["tree", "--depth=0"],
+            &*features.split(' ').collect::<Vec<_>>(),
+        ]
+        .concat(),
+    );
+    let target = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
+    cargo(&["fetch", "--target", &target]);
 
     // What the compiler read for the library and the program, with all features. Cargo needs two files besides.
     let program = std::env::current_exe().unwrap();
