@@ -180,17 +180,79 @@ fn the_readme_and_the_crate_documentation_explain_every_feature() {
     assert_eq!(features["default"], serde_json::json!(["service", "demo"]));
 }
 
-/// The README and the changelog name the versions of the manifest.
+/// The README, the changelog, the Python package and what a release runs name the versions of the manifest.
 #[test]
 fn versions_agree() {
+    let read = |path: &str| std::fs::read_to_string(path).expect(path);
     let manifest = manifest();
     let rust = manifest["rust_version"].as_str().expect("rust-version");
     assert!(readme().contains(&format!("It needs Rust {rust} (`rust-version`)")));
+    for file in ["ci", "release"] {
+        let text = read(&format!(".github/workflows/{file}.yml"));
+        assert_eq!(
+            text.matches("rust:").count(),
+            text.matches(&format!("rust:{rust}-")).count(),
+            "{file}"
+        );
+        let toolchains = text.matches("rustup toolchain install ").count();
+        let right =
+            format!("rustup toolchain install {rust} --profile minimal && rustup default {rust}\n");
+        assert_eq!(toolchains, text.matches(&right).count(), "{file}");
+    }
+    let image = format!("FROM docker.io/library/rust:{rust}-slim-");
+    assert!(read("examples/deploy/Containerfile").contains(&image));
+
     let version = manifest["version"].as_str().expect("a version");
     let (minor, _) = version.rsplit_once('.').unwrap();
     assert!(readme().contains(&format!("oddscache = {{ version = \"{minor}\", ")));
-    let changes = std::fs::read_to_string("CHANGELOG.md").unwrap();
-    assert!(changes.contains("\n## Unreleased\n") || changes.contains(&format!("\n## {version}")));
+    let changes = read("CHANGELOG.md");
+    assert!(changes.contains("\n## Unreleased\n") || changes.contains(&format!("\n## {version} ")));
+    // The wheel's version is that of its crate.
+    assert!(read("python/Cargo.toml").contains(&format!("\nversion = \"{version}\"\n")));
+    assert!(read("python/pyproject.toml").contains("\ndynamic = [\"version\"]\n"));
+    let compose = read("examples/deploy/compose.yml");
+    assert!(compose.contains(&format!("\n  image: oddscache:{version}\n")));
+}
+
+/// A release says what its section of the changelog says, and fails if a file has another version.
+#[test]
+fn the_changelog_gives_the_text_of_a_release() {
+    let folder = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str| {
+        let path = folder.path().join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, text).unwrap();
+    };
+    write(
+        ".ci/changelog",
+        &std::fs::read_to_string(".ci/changelog").unwrap(),
+    );
+    write("Cargo.toml", "[package]\nversion = \"1.2.3\"\n");
+    write("python/Cargo.toml", "[package]\nversion = \"1.2.3\"\n");
+    let said = |version: &str| {
+        let mut command = Command::new("bash");
+        command.arg(folder.path().join(".ci/changelog"));
+        let output = command.arg(version).output().expect("bash runs");
+        let [out, errors] =
+            [output.stdout, output.stderr].map(|text| String::from_utf8(text).unwrap());
+        output.status.success().then_some(out).ok_or(errors)
+    };
+    let changes = "# Changelog\n\n## 1.2.30\nno\n\n## 1.2.3 - 2026-01-31\n\n### Fixed\n- It.\n\n## 1.2.2\n- no\n";
+    write("CHANGELOG.md", changes);
+    assert_eq!(said("1.2.3").unwrap().trim(), "### Fixed\n- It.");
+    assert!(
+        said("1.2.2")
+            .unwrap_err()
+            .contains("Cargo.toml has another version")
+    );
+    write("python/Cargo.toml", "[package]\nversion = \"1.2.2\"\n");
+    assert!(said("1.2.3").unwrap_err().contains("python/Cargo.toml has"));
+    write("python/Cargo.toml", "[package]\nversion = \"1.2.3\"\n");
+    write(
+        "CHANGELOG.md",
+        "## Unreleased\n- It.\n## 1.2.3\n\n## 1.2.2\n- no\n",
+    );
+    assert!(said("1.2.3").unwrap_err().contains("no section"));
 }
 
 /// The package contains everything that a user needs to build and review it. It contains only text, and only files that

@@ -1,5 +1,5 @@
-//! The container file and the compose file of `examples/deploy`, without a container engine: what they copy is there and
-//! suffices, and the programs accept what they set and run.
+//! The container file and the compose file of `examples/deploy`, without a container engine: what they copy is there
+//! and suffices, and the programs accept what they set and run.
 
 use std::{
     collections::BTreeSet,
