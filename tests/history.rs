@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 use chrono::{DateTime, TimeDelta, Utc};
 use oddscache::{Config, History, HistoryError, HistoryQuery, PastSnapshot};
 use oddscache_testkit::{Database, connect, eventually, followed::run, normal};
-use serde_json::Value;
+use serde_json::{Value, json};
+use tokio::time::timeout;
 use tokio_postgres::Client;
 
 const WITHIN: Duration = Duration::from_secs(20);
@@ -80,6 +81,9 @@ fn moved() -> Database {
          insert into competitor_market_odds (id, snapshot_id, betpawa_market_id, betpawa_market_name, line, outcomes)
          select 100000 + n, 1000 + n, '5000', 'Over/Under', 2.5, '[{\"name\": \"Over\", \"odds\": 1.5, \"bonus\": {\"x\": 1}}]'
            from generate_series(1, 200) n where n % 6 > 0;
+         -- Many at one time
+         insert into odds_snapshots (id, event_id, bookmaker_id, captured_at)
+         select 2000 + n, 1, n, now() at time zone 'UTC' - interval '3 days' from generate_series(1, 9) n;
          analyze",
     );
     database
@@ -126,26 +130,32 @@ async fn each_question_has_the_answer_of_the_oracle() {
     assert!(all.len() > 150, "{}", all.len());
 }
 
-/// `from` is in the range, `to` is not. A limit keeps the latest, and `next_to` leads to the others.
+/// `from` is in the range, `to` is not. A limit keeps the latest, and `next_to` leads to the others, each once.
 #[tokio::test]
 async fn a_time_and_a_limit_cut_where_they_say() {
     let database = moved();
-    let (history, client) = (history(&database.dsn()), connect(&database.dsn()).await);
+    let history = history(&database.dsn());
     let query = HistoryQuery::new(1, "5000");
     let all = history.read(&query).await.unwrap().snapshots;
     let at = |index: usize| all[index].snapshot.captured_at();
     let mut some = query.clone();
-    (some.from, some.to) = (Some(at(10)), Some(at(20)));
-    let time = |at: DateTime<Utc>| at.format("'%Y-%m-%d %H:%M:%S%.6f'").to_string();
-    let which = format!(
-        "s.captured_at >= {} and s.captured_at < {}",
-        time(at(10)),
-        time(at(20))
-    );
-    let expected = oracle(&client, 1, "5000", &which, "true").await;
+    (some.from, some.to) = (Some(at(100)), Some(at(120)));
+    // Also the last one of each before that time.
+    let key = |past: &PastSnapshot| (past.source.to_string(), past.snapshot.bookmaker_id());
+    let is_last = |index: usize| {
+        !all[index + 1..100]
+            .iter()
+            .any(|later| key(later) == key(&all[index]))
+    };
+    let expected = (0..120).filter(|index| *index >= 100 || is_last(*index));
+    let expected: Vec<Value> = expected.map(|index| normal(json!(all[index]))).collect();
+    assert!(expected.len() > 20);
     assert_eq!(snapshots(&history, &some).await.0, expected);
+    // Not while there are more between.
+    some.limit = 7;
+    let answer = history.read(&some).await.unwrap();
+    assert_eq!((answer.snapshots.len(), answer.next_to), (7, Some(at(113))));
 
-    let id = |past: &PastSnapshot| (past.source.to_string(), past.snapshot.snapshot_id());
     let mut always = query.clone();
     (always.from, always.to) = (
         Some(DateTime::<Utc>::MIN_UTC),
@@ -156,25 +166,24 @@ async fn a_time_and_a_limit_cut_where_they_say() {
     never.to = Some(DateTime::<Utc>::MIN_UTC);
     assert_eq!(snapshots(&history, &never).await.0.len(), 0);
 
+    let id = |past: &PastSnapshot| (past.source.to_string(), past.snapshot.snapshot_id());
     let mut page = query.clone();
-    page.limit = 50;
-    let mut pages = Vec::new();
-    loop {
-        let answer = history.read(&page).await.unwrap();
-        assert!(answer.snapshots.len() <= 50);
-        pages.extend(answer.snapshots.iter().map(id));
-        match answer.next_to {
-            Some(to) => page.to = Some(to),
-            None => break,
+    for limit in [1, 50] {
+        page.limit = limit;
+        page.to = None;
+        let mut pages = Vec::new();
+        while pages.len() <= all.len() {
+            let answer = history.read(&page).await.unwrap();
+            pages.splice(0..0, answer.snapshots.iter().map(id));
+            match answer.next_to {
+                Some(to) => page.to = Some(to),
+                None => break,
+            }
         }
+        let ids: Vec<_> = all.iter().map(id).collect();
+        assert_eq!(pages, ids, "pages of {limit}");
     }
-    pages.sort_unstable();
-    pages.dedup();
-    let mut ids: Vec<_> = all.iter().map(id).collect();
-    ids.sort_unstable();
-    assert_eq!(pages, ids);
 }
-
 /// No table is read as a whole, whatever the planner thinks of it. A missing index is refused, with the statement that
 /// makes it; after it was made the answer is there.
 #[tokio::test]
@@ -293,7 +302,9 @@ async fn tables_of_other_deployments_are_read() {
          alter table competitor_odds_snapshots alter captured_at type timestamptz, alter id type bigint;
          alter table market_odds alter outcomes type json, alter line type numeric;
          alter table competitor_market_odds alter outcomes type text;
-         alter table competitor_events drop column deleted_at",
+         create type source as enum ('bet9ja', 'sportybet');
+         alter table competitor_events drop column deleted_at, alter source type source using source::source;
+         alter table competitor_market_odds alter betpawa_market_id type int using betpawa_market_id::int",
     );
     let reader = history(&database.dsn());
     run(&client, "set timezone = 'UTC'").await;
@@ -348,16 +359,25 @@ async fn connections(client: &Client) -> (i64, i64) {
     (row.get(0), row.get(1))
 }
 
-/// While a migration holds a table, questions wait on two connections, further ones wait for these, and the rest is
-/// refused at once. Each ends within its time.
+/// A database and the DSN of a role whose questions for market_odds take a minute.
+fn slow() -> (Database, String) {
+    let database = Database::seeded();
+    let dsn = format!("{} user={}", database.dsn(), database.reader());
+    database.psql(
+        "alter table market_odds enable row level security;
+         create policy slow on market_odds using (pg_sleep(60) is null)",
+    );
+    (database, dsn)
+}
+
+/// Questions that take long hold two connections, further ones wait for these, and the rest is refused at once. Each
+/// ends within its time.
 #[tokio::test]
 async fn questions_are_bounded_in_number_and_time() {
-    let database = Database::seeded();
-    let client = connect(&database.dsn()).await;
+    let (database, dsn) = slow();
+    let other = connect(&database.dsn()).await;
     let bound = Duration::from_secs(2);
-    let reader = History::new(Config::new(&database.dsn()).unwrap(), 2, bound).unwrap();
-    reader.read(&HistoryQuery::new(1, "3743")).await.unwrap();
-    run(&client, "begin; lock table market_odds").await;
+    let reader = History::new(Config::new(&dsn).unwrap(), 2, bound).unwrap();
     let begun = Instant::now();
     let mut questions = Vec::new();
     for _ in 0..16 {
@@ -366,57 +386,97 @@ async fn questions_are_bounded_in_number_and_time() {
             reader.read(&HistoryQuery::new(1, "3743")).await
         }));
     }
-    let other = connect(&database.dsn()).await;
-    eventually("both connections wait", async || {
+    eventually("both connections are busy", async || {
         connections(&other).await == (2, 2)
     })
     .await;
-    let refused = reader
-        .read(&HistoryQuery::new(1, "3743"))
-        .await
-        .unwrap_err();
+    let refused = reader.read(&HistoryQuery::new(1, "3743")).await;
     assert!(
-        matches!(refused, HistoryError::Busy { most: 16 }),
-        "{refused}"
+        matches!(refused, Err(HistoryError::Busy { most: 16 })),
+        "{refused:?}"
     );
     for question in questions {
         let error = question.await.unwrap().unwrap_err();
-        assert!(!matches!(error, HistoryError::Busy { .. }), "{error}");
+        assert!(matches!(error, HistoryError::TimedOut { .. }), "{error}");
     }
     assert!(begun.elapsed() >= bound);
-    eventually("no connection is left waiting", async || {
-        connections(&other).await.1 == 0
+    run(&other, "alter table market_odds disable row level security").await;
+    eventually("it answers again", async || {
+        reader.read(&HistoryQuery::new(1, "3743")).await.is_ok()
     })
     .await;
-    run(&client, "rollback").await;
-    reader.read(&HistoryQuery::new(1, "3743")).await.unwrap();
 }
 
-/// A question that is dropped leaves no transaction behind. A connection that was lost is replaced.
+/// However many questions are dropped, the server works on no more than there are connections.
 #[tokio::test]
-async fn dropped_questions_and_lost_connections_do_no_harm() {
+async fn dropped_questions_leave_no_more_than_the_connections_at_work() {
+    let (database, dsn) = slow();
+    let other = connect(&database.dsn()).await;
+    let reader = History::new(Config::new(&dsn).unwrap(), 2, Duration::from_secs(3)).unwrap();
+    let mut busy = 0;
+    for _ in 0..40 {
+        let query = HistoryQuery::new(1, "3743");
+        let question = reader.read(&query);
+        if let Ok(Err(refused)) = timeout(Duration::from_millis(50), question).await {
+            assert!(!matches!(refused, HistoryError::Database(_)), "{refused}");
+            busy += 1;
+        }
+        let (open, _) = connections(&other).await;
+        assert!(open <= 2, "{open}");
+    }
+    assert!(busy > 0);
+    run(&other, "alter table market_odds disable row level security").await;
+    eventually("they have ended", async || connections(&other).await.1 == 0).await;
+    eventually("it answers again", async || {
+        reader.read(&HistoryQuery::new(1, "3743")).await.is_ok()
+    })
+    .await;
+}
+
+/// A question gives way to a migration, before the server would cancel one of them.
+#[tokio::test]
+async fn a_question_gives_way_to_locks() {
     let database = Database::seeded();
-    let (client, other) = (
-        connect(&database.dsn()).await,
-        connect(&database.dsn()).await,
-    );
-    let reader = history(&database.dsn());
-    run(&client, "begin; lock table market_odds").await;
+    let (client, reader) = (connect(&database.dsn()).await, history(&database.dsn()));
+    reader.read(&HistoryQuery::new(1, "3743")).await.unwrap();
+    run(&client, "begin; lock table competitor_market_odds").await;
     let question = tokio::spawn({
         let reader = reader.clone();
         async move { reader.read(&HistoryQuery::new(1, "3743")).await }
     });
-    eventually("it waits", async || connections(&other).await.1 == 1).await;
-    question.abort();
+    let sql = "select count(*) from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'";
+    eventually("it waits", async || {
+        client.query_one(sql, &[]).await.unwrap().get::<_, i64>(0) > 0 || question.is_finished()
+    })
+    .await;
+    run(
+        &client,
+        "alter table odds_snapshots add column more int; commit",
+    )
+    .await;
+    let refused = question.await.unwrap();
+    assert!(
+        matches!(refused, Err(HistoryError::Locked) | Ok(_)),
+        "{refused:?}"
+    );
+    run(&client, "begin; lock table market_odds").await;
+    let refused = reader.read(&HistoryQuery::new(1, "3743")).await;
+    assert!(matches!(refused, Err(HistoryError::Locked)), "{refused:?}");
     run(&client, "rollback").await;
-    eventually("it is gone", async || connections(&other).await == (0, 0)).await;
+    reader.read(&HistoryQuery::new(1, "3743")).await.unwrap();
+}
 
+/// A connection that was lost is replaced.
+#[tokio::test]
+async fn lost_connections_are_replaced() {
+    let database = Database::seeded();
+    let (client, reader) = (connect(&database.dsn()).await, history(&database.dsn()));
     reader.read(&HistoryQuery::new(1, "3743")).await.unwrap();
     let kill = "select pg_terminate_backend(pid) from pg_stat_activity
                 where datname = current_database() and application_name = 'oddscache history'";
     run(&client, kill).await;
     eventually("the connection is lost", async || {
-        connections(&other).await.0 == 0
+        connections(&client).await.0 == 0
     })
     .await;
     // The loss may not have reached this process yet.
@@ -424,6 +484,39 @@ async fn dropped_questions_and_lost_connections_do_no_harm() {
         reader.read(&HistoryQuery::new(1, "3743")).await.is_ok()
     })
     .await;
+}
+
+/// One snapshot with more rows of a market than an answer may have.
+#[tokio::test]
+async fn an_answer_has_a_bounded_size() {
+    let database = Database::seeded();
+    database.psql(
+        "insert into market_odds (id, snapshot_id, betpawa_market_id, betpawa_market_name, line, outcomes)
+         select 100000 + n, 112, '5000', 'x', n, '[]' from generate_series(1, 50000) n",
+    );
+    let reader = history(&database.dsn());
+    let refused = reader.read(&HistoryQuery::new(1, "5000")).await;
+    assert!(
+        matches!(refused, Err(HistoryError::TooLarge { most: 50_000 })),
+        "{refused:?}"
+    );
+    let mut one = HistoryQuery::new(1, "5000");
+    one.line = Some(7.0);
+    assert_eq!(snapshots(&reader, &one).await.0.len(), 8);
+}
+
+#[test]
+fn numbers_out_of_range_are_refused() {
+    let config = Config::new("host=/nowhere user=u dbname=d").unwrap();
+    for (connections, within) in [
+        (0, WITHIN),
+        (101, WITHIN),
+        (usize::MAX, WITHIN),
+        (1, Duration::ZERO),
+    ] {
+        let refused = History::new(config.clone(), connections, within).unwrap_err();
+        assert!(refused.to_string().contains("1 to 100"), "{refused}");
+    }
 }
 
 /// A relay leads to no database.

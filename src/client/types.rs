@@ -87,12 +87,11 @@ pub struct Snapshot {
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
 #[non_exhaustive]
 pub struct History {
-    /// The database's clock when it was read, UTC. It shows what was committed before.
+    /// The database's clock when it was read, UTC. It shows what that server had by then.
     pub as_of: DateTime<Utc>,
     /// The snapshots of the event in the order of `captured_at`, then of their ids.
     pub snapshots: Vec<PastSnapshot>,
-    /// If there are older snapshots: ask again with this in [`Query::to`](super::Query::to). The answer repeats those
-    /// that were captured at the earliest time of this one.
+    /// If there are older snapshots: ask again with this in [`Query::to`](super::Query::to).
     pub next_to: Option<DateTime<Utc>>,
 }
 

@@ -2,7 +2,7 @@
 
 use tokio_postgres::{Client, types::Type};
 
-use super::HistoryError;
+use super::error::HistoryError;
 use crate::{error::Error, sql::Table};
 
 const DOING: &str = "looking for the indexes of a history";

@@ -2,35 +2,42 @@
 //! snapshots alone.
 //!
 //! # Invariants
-//! - HI1: A question never uses the follower's connections. At most [`History::new`]'s `connections` are open, a bounded
-//!   number of questions waits for one, and each question ends within its time limit.
-//! - HI2: Rows are found by an index alone. If one is missing, the question is refused before it reads a row.
-//! - HI3: A connection is used again only if its transaction has ended. After an error, a time-out or a cancelled
-//!   question it is closed.
+//! - HI1: A question never uses the follower's connections. At most [`History::new`]'s `connections` are open, also while
+//!   the server still works on questions that nobody waits for, and a bounded number of questions waits for one. Each
+//!   question has its answer or an error within its time limit.
+//! - HI2: Rows are found by an index alone. If one is missing, the question is refused before it reads a row. Which
+//!   indexes there are is looked up once a minute for each connection.
+//! - HI3: A connection is used again only if its transaction has ended well. Otherwise it is closed, when the server has
+//!   ended the statement.
+//! - HI4: A question gives way to a lock before the server looks for a deadlock, as a read does (`read/schema.rs`).
 
 mod error;
 mod index;
 mod pool;
 mod statement;
+mod types;
 
 use std::{sync::Arc, time::Duration};
 
-use chrono::{DateTime, Utc};
 use deadpool::managed::Pool;
-use serde::{Serialize, Serializer};
 use tokio::{sync::Semaphore, time::timeout};
 
-use crate::{
-    config::Config,
-    error::Error,
-    model::{CachedSnapshot, Source},
-};
+use crate::{config::Config, error::Error};
 
-pub use self::error::HistoryError;
 use self::pool::Manager;
+pub use self::{
+    error::HistoryError,
+    types::{HistoryQuery, MarketHistory, PastSnapshot},
+};
 
 /// How many questions may wait for each connection, with the one that uses it.
 const QUESTIONS_PER_CONNECTION: usize = 8;
+
+/// The most connections. A server has a few hundred for everybody.
+const MOST_CONNECTIONS: usize = 100;
+
+/// The server ends each statement within the time of a question. How many times that time a connection may be in use.
+const STATEMENTS_BOUND: u32 = 4;
 
 /// Reads the history of markets from the database. Cheap to clone; clones share their connections.
 ///
@@ -60,96 +67,15 @@ pub struct History {
     within: Duration,
 }
 
-/// Which snapshots of which market to read.
-#[derive(Debug, Clone, PartialEq)]
-#[non_exhaustive]
-pub struct HistoryQuery {
-    /// `events.id`, held by the cache or not.
-    pub event_id: i64,
-    /// `betpawa_market_id`.
-    pub betpawa_market_id: String,
-    /// Only this line, such as 2.5; `None` for all lines.
-    pub line: Option<f64>,
-    /// Only this bookmaker of `odds_snapshots`; `None` for all.
-    pub bookmaker_id: Option<i64>,
-    /// `betpawa` for `odds_snapshots`, or the source of a competitor; `None` for all.
-    pub source: Option<String>,
-    /// Only snapshots captured at or after this time; `None` for no limit.
-    pub from: Option<DateTime<Utc>>,
-    /// Only snapshots captured before this time; `None` for no limit.
-    pub to: Option<DateTime<Utc>>,
-    /// At most so many snapshots, the latest ones.
-    pub limit: usize,
-}
-
-/// The source that stands for the snapshots of `odds_snapshots`.
-const OWN: &str = "betpawa";
-
-impl HistoryQuery {
-    /// All bookmakers, competitors and lines at all times, up to 1,000 snapshots.
-    pub fn new(event_id: i64, betpawa_market_id: impl Into<String>) -> HistoryQuery {
-        HistoryQuery {
-            event_id,
-            betpawa_market_id: betpawa_market_id.into(),
-            line: None,
-            bookmaker_id: None,
-            source: None,
-            from: None,
-            to: None,
-            limit: 1_000,
-        }
-    }
-
-    /// Whether it wants snapshots of `odds_snapshots`.
-    fn wants_own(&self) -> bool {
-        self.source.as_ref().is_none_or(|source| source == OWN)
-    }
-
-    /// Whether it wants snapshots of `competitor_odds_snapshots`.
-    fn wants_competitors(&self) -> bool {
-        let is_theirs = |source: &String| source != OWN && !source.contains('\0');
-        self.bookmaker_id.is_none() && self.source.as_ref().is_none_or(is_theirs)
-    }
-}
-
-/// The history of a market.
-#[derive(Debug, Clone, Serialize)]
-#[non_exhaustive]
-pub struct MarketHistory {
-    /// The database's clock when it was read, UTC. It shows what was committed before.
-    pub as_of: DateTime<Utc>,
-    /// The snapshots of the event in the order of `captured_at`, then of their ids. A snapshot has all rows of the
-    /// market that it was asked for. It has none if the bookmaker did not offer the market then.
-    pub snapshots: Vec<PastSnapshot>,
-    /// If there are older snapshots: ask again with this as `to`. The answer repeats those that were captured at the
-    /// earliest time of this one.
-    pub next_to: Option<DateTime<Utc>>,
-}
-
-/// A snapshot of the past, with the rows of one market.
-#[derive(Debug, Clone, Serialize)]
-#[non_exhaustive]
-pub struct PastSnapshot {
-    /// `betpawa` for `odds_snapshots`, else the competitor's source.
-    #[serde(serialize_with = "as_text")]
-    pub source: Source,
-    /// The snapshot.
-    pub snapshot: CachedSnapshot,
-}
-
-fn as_text<S: Serializer>(source: &Source, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_str(source.as_str())
-}
-
 impl History {
-    /// Opens no connection yet. Up to `connections` are open at once; at least one. A question may take `within`,
-    /// with the time that it waits for a connection.
+    /// Opens no connection yet. Up to `connections`, 1 to 100, are open at once. A question may take `within`, with the
+    /// time that it waits for a connection.
     ///
     /// The connections reach the server of `config` as its follower's do, and their role needs the same rights
-    /// (`sql/grants.sql`).
+    /// (`sql/grants.sql`). If row security hides rows from the role, the history lacks them.
     ///
     /// # Errors
-    /// [`HistoryError::Database`] if `config` is a relay's, which leads to no database.
+    /// [`HistoryError::Database`] if `config` is a relay's, which leads to no database, or if a number is out of range.
     pub fn new(
         config: Config,
         connections: usize,
@@ -160,7 +86,13 @@ impl History {
             let reason = "a relay has no history: ask where the database is followed";
             return Err(Error::Config(reason.to_owned()).into());
         }
-        let connections = connections.max(1);
+        if !(1..=MOST_CONNECTIONS).contains(&connections) || within.is_zero() {
+            let reason = format!(
+                "{connections} connections and {within:?} for the history: 1 to {MOST_CONNECTIONS} connections, and \
+                 more than no time"
+            );
+            return Err(Error::Config(reason).into());
+        }
         let pool = Pool::builder(Manager { config, within })
             .max_size(connections)
             .build()
@@ -174,23 +106,32 @@ impl History {
         })
     }
 
-    /// The history of one market. Holds no lock in this process, allocates the answer, and reads one transaction of the
-    /// database. Safe to drop at any time.
+    /// The history of one market. Runs one transaction in the database, in a task of its own, and allocates the answer.
+    /// Needs a tokio runtime. Safe to drop at any time: the server may then work on it until its time is over.
     ///
     /// # Errors
     /// See [`HistoryError`].
     pub async fn read(&self, query: &HistoryQuery) -> Result<MarketHistory, HistoryError> {
-        let place = self.places.try_acquire();
-        let _place = place.map_err(|_| HistoryError::Busy { most: self.most })?;
-        let read = async {
-            let session = self.pool.get().await;
-            pool::Lease::new(session.map_err(pool::reason)?)
-                .read(query)
-                .await
-        };
-        let late = Err(HistoryError::TimedOut {
-            seconds: self.within.as_secs_f64(),
+        let place = Arc::clone(&self.places).try_acquire_owned();
+        let place = place.map_err(|_| HistoryError::Busy { most: self.most })?;
+        let (pool, query) = (self.pool.clone(), query.clone());
+        // The server works on after the caller has gone. So the task keeps its place and its connection until then.
+        let bound = self.within * STATEMENTS_BOUND;
+        let read = tokio::spawn(async move {
+            let _place = place;
+            let session = pool.get().await.map_err(pool::reason)?;
+            let read = pool::Lease::new(session).read(&query);
+            let late = "the server has not ended a statement in its time";
+            let ended = timeout(bound, read).await;
+            ended.unwrap_or_else(|_| Err(Error::unexpected(pool::DOING, late).into()))
         });
-        timeout(self.within, read).await.unwrap_or(late)
+        let late = HistoryError::TimedOut {
+            seconds: self.within.as_secs_f64(),
+        };
+        match timeout(self.within, read).await {
+            Ok(Ok(answer)) => answer,
+            Ok(Err(ended)) => Err(Error::unexpected(pool::DOING, ended.to_string()).into()),
+            Err(_) => Err(late),
+        }
     }
 }

@@ -9,29 +9,35 @@ use chrono::{DateTime, Utc};
 use deadpool::managed::{self, Metrics, Object, PoolError, RecycleError, RecycleResult};
 use tokio_postgres::{
     Row,
+    error::SqlState,
     types::{ToSql, Type},
 };
 
 use super::{
-    HistoryError, HistoryQuery, MarketHistory, PastSnapshot, index,
-    statement::{MARKET_COLUMNS, Side, Statements},
+    error::HistoryError,
+    index,
+    statement::{MARKET_COLUMNS, MOST_ROWS, Side, Statements},
+    types::{HistoryQuery, MarketHistory, PastSnapshot},
 };
 use crate::{
     config::Config,
     decode::packer::{MarketCollector, Packer},
     error::Error,
     model::{CachedSnapshot, Micros},
-    postgres::connection::{Access, Connection},
+    postgres::connection::{Access, Connection, millis},
     read::{
         rows,
         schema::{Columns, Names},
     },
 };
 
-const DOING: &str = "reading the history of a market";
+pub(super) const DOING: &str = "reading the history of a market";
 
 /// How long the columns and indexes of the tables may be taken for what they were.
 const LOOK_AGAIN: Duration = Duration::from_secs(60);
+
+/// A connection that nobody used for so long is replaced.
+const IDLE: Duration = Duration::from_secs(60);
 
 /// The first time that PostgreSQL has: 4713 BC, in microseconds since 2000.
 const EARLIEST: i64 = -211_813_488_000_000_000;
@@ -69,9 +75,14 @@ impl managed::Manager for Manager {
         })
     }
 
-    async fn recycle(&self, session: &mut Session, _: &Metrics) -> RecycleResult<HistoryError> {
-        match session.connection.is_closed() {
-            true => Err(RecycleError::message("the connection is closed")),
+    async fn recycle(
+        &self,
+        session: &mut Session,
+        metrics: &Metrics,
+    ) -> RecycleResult<HistoryError> {
+        // An idle connection may be dead, or lead to a server that is no longer the primary.
+        match session.connection.is_closed() || metrics.last_used() > IDLE {
+            true => Err(RecycleError::message("the connection is closed or idle")),
             false => Ok(()),
         }
     }
@@ -119,6 +130,17 @@ impl Drop for Lease {
 
 impl Session {
     async fn read(&mut self, query: &HistoryQuery) -> Result<MarketHistory, HistoryError> {
+        let read = self.transaction(query).await;
+        read.map_err(|error| match error.sqlstate() {
+            Some(code) if code == SqlState::LOCK_NOT_AVAILABLE.code() => HistoryError::Locked,
+            Some(code) if code == SqlState::QUERY_CANCELED.code() => HistoryError::TimedOut {
+                seconds: self.within.as_secs_f64(),
+            },
+            _ => error,
+        })
+    }
+
+    async fn transaction(&mut self, query: &HistoryQuery) -> Result<MarketHistory, HistoryError> {
         let client = &self.connection.client;
         let run = async |sql: &str| {
             let done = client.batch_execute(sql).await;
@@ -127,8 +149,9 @@ impl Session {
         // Each lookup is by an index that `check` has found. The planner must not choose otherwise for tables whose
         // statistics are missing.
         let begin = format!(
-            "{}; SET LOCAL enable_seqscan = off",
-            self.connection.begin(Access::Read, self.within)
+            "{}; SET LOCAL lock_timeout = '300ms'; SET LOCAL tcp_user_timeout = {}; SET LOCAL enable_seqscan = off",
+            self.connection.begin(Access::Read, self.within),
+            millis(self.within),
         );
         run(&begin).await?;
         let statements = match self.statements.take() {
@@ -155,6 +178,9 @@ impl Session {
         )
         .map_err(Error::database(DOING))?;
         run("COMMIT").await?;
+        if own.len().max(competitors.len()) > MOST_ROWS {
+            return Err(HistoryError::TooLarge { most: MOST_ROWS });
+        }
         self.statements = Some(statements);
         let answer = || -> Result<MarketHistory, tokio_postgres::Error> {
             let as_of = now.first().map(|row| rows::time(row, 0)).transpose()?;
@@ -162,11 +188,8 @@ impl Session {
             for rows in [own, competitors] {
                 found.extend(snapshots(query.event_id, &rows)?);
             }
-            Ok(latest(
-                found,
-                query.limit,
-                as_of.unwrap_or(Micros::UNKNOWN).to_utc(),
-            ))
+            let as_of = as_of.unwrap_or(Micros::UNKNOWN).to_utc();
+            Ok(latest(found, query, as_of))
         };
         Ok(answer().map_err(Error::database(DOING))?)
     }
@@ -256,15 +279,32 @@ fn snapshots(event_id: i64, rows: &[Row]) -> Result<Vec<PastSnapshot>, tokio_pos
     Ok(found)
 }
 
-/// The latest of these, at most `limit`, in the order of time.
-fn latest(mut found: Vec<PastSnapshot>, limit: usize, as_of: DateTime<Utc>) -> MarketHistory {
-    found.sort_by_key(|past| (past.snapshot.captured_at, past.snapshot.snapshot_id));
-    let older = found.len().saturating_sub(limit);
-    let snapshots = found.split_off(older);
-    let earliest = snapshots.first().filter(|_| older > 0);
+/// The latest of these, in the order of time: `limit`, and those that were captured together with the earliest of them.
+/// If these are all of the time that is asked for, then also those that held at its beginning.
+fn latest(
+    mut found: Vec<PastSnapshot>,
+    query: &HistoryQuery,
+    as_of: DateTime<Utc>,
+) -> MarketHistory {
+    let at = |past: &PastSnapshot| past.snapshot.captured_at;
+    found.sort_by(|a, b| {
+        let place = |past: &PastSnapshot| (at(past), past.snapshot.snapshot_id);
+        place(a)
+            .cmp(&place(b))
+            .then_with(|| a.source.cmp(&b.source))
+    });
+    let from = query.from.map(Micros::from_utc);
+    let before = found.partition_point(|past| from.is_some_and(|from| at(past) < from));
+    let mut first = found.len().saturating_sub(query.limit.max(1)).max(before);
+    while first > before && first < found.len() && at(&found[first - 1]) == at(&found[first]) {
+        first -= 1;
+    }
+    let is_all = first == before;
+    let snapshots = found.split_off(if is_all { 0 } else { first });
+    let earliest = snapshots.first().filter(|_| !is_all);
     MarketHistory {
         as_of,
-        next_to: earliest.map(|earliest| Micros(earliest.snapshot.captured_at.0 + 1).to_utc()),
+        next_to: earliest.map(|earliest| earliest.snapshot.captured_at()),
         snapshots,
     }
 }

@@ -7,7 +7,7 @@
 //! # Invariants
 //! - LU1: While changes are read, each name was read at most [`INTERVAL`] before the view that shows it, or after the
 //!   last commit. A tournament that no event has named before is read with its event, and a bookmaker with its first
-//!   snapshot, if it has a row by then.
+//!   snapshot, if it has a row by then and the table can be read.
 //! - LU2: If anything is wrong with these tables, the read goes on, and keeps most of its time. The draft then keeps the
 //!   names that it has.
 //! - LU3: The rows are those that the read's snapshot shows. A table that got a new file since, by TRUNCATE for instance,
@@ -137,7 +137,7 @@ impl LookupState {
         let has_row = |id: &i64| known.is_some_and(|known| known.contains_key(id));
         let mut nameless = before.map_or_else(Arc::default, |before| Arc::clone(&before.nameless));
         for id in bookmaker_ids.filter(|id| !has_row(id)) {
-            if !nameless.contains(&id) {
+            if !nameless.contains(&id) && nameless.len() < MOST_BOOKMAKERS {
                 Arc::make_mut(&mut nameless).insert(id);
             }
         }

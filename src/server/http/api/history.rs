@@ -1,73 +1,18 @@
 //! `GET /v1/events/{id}/history`: how the prices of a market moved. Read from the database, not from the cache.
 
-use std::sync::{Arc, Mutex, PoisonError};
-
 use axum::{
     Json,
     extract::{Path, State, rejection::PathRejection},
-    http::{StatusCode, Uri},
+    http::{StatusCode, Uri, header::CACHE_CONTROL},
     response::{IntoResponse, Response},
 };
-use oddscache::{History, HistoryError, HistoryQuery};
-use tokio::time::{Duration, Instant};
+use oddscache::HistoryQuery;
 
 use super::{
-    detail::Detail,
     query::{self, Parameters},
     state::Api,
 };
-use crate::server::http::problem::{Reason, problem, unavailable};
-
-/// How often the log says at most that histories cannot be read.
-const WARN_AGAIN: Duration = Duration::from_secs(60);
-
-/// Reads histories, and says in the log why one cannot be read.
-#[derive(Debug, Clone)]
-pub(crate) struct Histories {
-    history: History,
-    warned: Arc<Mutex<Option<Instant>>>,
-}
-
-impl Histories {
-    pub(crate) fn new(history: History) -> Histories {
-        Histories {
-            history,
-            warned: Arc::default(),
-        }
-    }
-
-    fn warn(&self, error: &HistoryError) {
-        let mut warned = self.warned.lock().unwrap_or_else(PoisonError::into_inner);
-        if warned.is_none_or(|warned| warned.elapsed() >= WARN_AGAIN) {
-            *warned = Some(Instant::now());
-            tracing::warn!(%error, "the history of a market cannot be read; the cache goes on");
-        }
-    }
-
-    /// The answer in place of a history.
-    fn refusal(&self, error: &HistoryError, detail: Detail) -> Response {
-        let said = |brief: &str| match detail {
-            Detail::Full => error.to_string(),
-            Detail::Brief => format!("{brief}; the service's log says why"),
-        };
-        match error {
-            HistoryError::Busy { .. } | HistoryError::TimedOut { .. } => {
-                unavailable(Reason::Overloaded, error.to_string(), None)
-            }
-            // Asking again does not help.
-            HistoryError::NoIndex { .. } => {
-                self.warn(error);
-                let sentence = said("the database lacks an index for this");
-                problem(StatusCode::NOT_IMPLEMENTED, sentence)
-            }
-            _ => {
-                self.warn(error);
-                let sentence = said("the database gives no history");
-                unavailable(Reason::Database, sentence, None)
-            }
-        }
-    }
-}
+use crate::server::http::problem::problem;
 
 /// `GET /v1/events/{id}/history`
 pub(crate) async fn history(
@@ -94,9 +39,9 @@ pub(crate) async fn history(
     }
     (wanted.from, wanted.to) = (parameters.range.from, parameters.range.to);
     wanted.limit = parameters.range.limit.unwrap_or(wanted.limit);
-    let answer = histories.history.read(&wanted).await;
+    let answer = histories.read(&wanted).await;
     match answer {
-        Ok(history) => Ok(Json(history).into_response()),
+        Ok(history) => Ok(([(CACHE_CONTROL, "no-store")], Json(history)).into_response()),
         Err(error) => Err(histories.refusal(&error, api.detail)),
     }
 }

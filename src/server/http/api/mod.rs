@@ -5,6 +5,7 @@ pub(super) mod detail;
 pub(super) mod encoding;
 pub(super) mod events;
 pub(super) mod fields;
+pub(super) mod histories;
 pub(super) mod history;
 mod ids;
 pub(super) mod list;

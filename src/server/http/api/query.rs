@@ -313,7 +313,7 @@ impl Parameters {
     }
 }
 
-/// A number as JSON has it.
+/// A number of digits.
 fn number(text: &str) -> Option<f64> {
     // `parse` also takes `inf`.
     let digits = |byte: u8| byte.is_ascii_digit() || b"+-.eE".contains(&byte);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use axum::extract::FromRef;
 use oddscache::{InlineMarkets, OddsCache};
 
-use super::{changes::Hub, detail::Detail, history::Histories, lists::Lists, select::Order};
+use super::{changes::Hub, detail::Detail, histories::Histories, lists::Lists, select::Order};
 use crate::server::http::metrics::Requests;
 
 /// Everything that answers are made from. Cheap to clone.

@@ -10,8 +10,13 @@ const HOUR = 3_600_000;
 const SPANS = [["6 hours", 6 * HOUR], ["1 day", 24 * HOUR], ["1 week", 7 * 24 * HOUR], ["all", Infinity]];
 const USUAL = "1 week";
 
-/** A line has a colour and a pattern, because not everybody can tell the colours. */
-const LINES = [["--accent", []], ["--down", [6, 3]], ["--up", [2, 3]], ["--warn", [9, 3, 2, 3]], ["--muted", [14, 4]]];
+/** How many answers of 1,000 snapshots a chart may be made of. */
+const MOST_ANSWERS = 10;
+
+/** A line has a colour and a pattern, because not everybody can tell the colours. No two of 25 lines have both. */
+const COLOURS = ["--accent", "--down", "--up", "--warn", "--muted"];
+const DASHES = [[], [6, 3], [2, 3], [9, 3, 2, 3], [14, 4]];
+const style = (index) => [COLOURS[index % 5], DASHES[(index + Math.floor(index / 5)) % 5]];
 
 /** The height of a chart without its legend, px. */
 const HEIGHT = 150;
@@ -30,7 +35,7 @@ export class History {
   #note = make("p", { role: "status" });
   #charts = make("div", { className: "charts" });
   #plots = [];
-  /** `{ event, key, moves, labels }`; `null` while it is closed. */
+  /** `{ event, key, moves, labels, sides, from }`; `null` while it is closed. */
   #open = null;
 
   /** Draws into `region`. `onClose()`: the user goes back to the markets. */
@@ -55,7 +60,7 @@ export class History {
 
   /** Shows a market of an event. `sides` are what its bookmakers offer now, by column. */
   show(event, key, title, sides) {
-    this.#open = { event, key, moves: null, labels: new Map() };
+    this.#open = { event, key, moves: null, labels: new Map(), sides, from: -Infinity };
     this.#region.hidden = false;
     this.#spans.value = USUAL;
     setText(this.#title, title);
@@ -72,8 +77,9 @@ export class History {
 
   /** What the bookmakers offer now, by column: `{ captured, markets, label }`. Goes on with the lines. */
   note(sides) {
-    const { key, moves, labels } = this.#open ?? {};
-    if (!labels) return;
+    if (!this.#open) return;
+    this.#open.sides = sides;
+    const { key, moves, labels } = this.#open;
     for (const [column, { captured, markets, label }] of sides) {
       labels.set(column, label);
       moves?.add(column, captured, markets.get(key));
@@ -93,7 +99,8 @@ export class History {
     const [, span] = SPANS.find(([name]) => name === this.#spans.value);
     const [market, line] = open.key.split("/");
     const query = [`market=${market}`, line && `line=${line}`];
-    if (span !== Infinity) query.push(`from=${new Date(now() - span).toISOString()}`);
+    open.from = now() - span;
+    if (span !== Infinity) query.push(`from=${new Date(open.from).toISOString()}`);
     setText(this.#note, "Loading");
     this.#clear();
     open.moves = null;
@@ -101,12 +108,25 @@ export class History {
     const isWanted = () => this.#open === open && open.asked === asked;
     try {
       const path = `/v1/events/${open.event}/history?${query.filter(Boolean).join("&")}`;
-      const [{ body }] = await Promise.all([ask(path), loadPlot()]);
+      const plotted = loadPlot();
+      // The latest come first.
+      const answers = [];
+      let next = null;
+      do {
+        const { body } = await ask(next === null ? path : `${path}&to=${encodeURIComponent(next)}`);
+        if (!isWanted()) return;
+        answers.unshift(body.snapshots);
+        next = body.next_to;
+      } while (next !== null && answers.length < MOST_ANSWERS);
+      await plotted;
       if (!isWanted()) return;
-      open.moves = new Moves(open.key);
-      open.moves.take(body.snapshots);
-      open.isCut = body.next_to !== null;
-      await this.#build(open);
+      const moves = new Moves(open.key);
+      for (const snapshots of answers) moves.take(snapshots);
+      // Older ones are not known.
+      if (next !== null) open.from = Date.parse(next);
+      open.isCut = next !== null;
+      open.moves = moves;
+      this.note(open.sides);
     } catch (error) {
       const reason = error instanceof Problem ? `The service says: ${error.message}.` : `${error.message}.`;
       if (isWanted()) setText(this.#note, `The prices over time cannot be shown. ${reason}`);
@@ -115,7 +135,8 @@ export class History {
 
   async #build(open) {
     const Plot = await loadPlot();
-    if (this.#open !== open) return;
+    if (this.#open !== open || open.moves === null) return;
+    this.#clear();
     for (const outcome of open.moves.outcomes) {
       const figure = make("figure");
       const caption = make("figcaption");
@@ -124,7 +145,7 @@ export class History {
       figure.append(caption);
       this.#charts.append(figure);
       const options = this.#options(Plot, open, figure.clientWidth);
-      const drawn = new Plot(options, open.moves.lines(outcome, now()), figure);
+      const drawn = new Plot(options, open.moves.lines(outcome, open.from, now()), figure);
       drawn.root.querySelector("canvas").setAttribute("aria-hidden", "true");
       this.#plots.push({ outcome, ends, plot: drawn });
     }
@@ -134,7 +155,7 @@ export class History {
   #options(Plot, { moves, labels }, width) {
     const axis = { stroke: colour("--muted"), grid: { stroke: colour("--line"), width: 1 }, ticks: { show: false } };
     const series = moves.columns.map((column, index) => {
-      const [name, dash] = LINES[index % LINES.length];
+      const [name, dash] = style(index);
       return {
         label: labels.get(column) ?? column,
         stroke: colour(name),
@@ -157,21 +178,23 @@ export class History {
 
   /** Draws what is known by now. */
   #draw() {
-    const { moves, labels, isCut } = this.#open ?? {};
+    const { moves, labels, isCut, from } = this.#open ?? {};
     if (!moves) return;
-    // A bookmaker that was not there before needs a line of its own.
-    if (this.#plots.some(({ plot }) => plot.series.length !== moves.columns.length + 1)) {
-      this.#clear();
+    // A bookmaker that was not there before needs a line of its own, and an outcome a chart.
+    const drawn = this.#plots.map(({ outcome }) => outcome);
+    const lacks = this.#plots.some(({ plot }) => plot.series.length !== moves.columns.length + 1);
+    if (lacks || drawn.join() !== moves.outcomes.join()) {
       this.#build(this.#open);
       return;
     }
     for (const { outcome, ends, plot } of this.#plots) {
-      plot.setData(moves.lines(outcome, now()));
+      plot.setData(moves.lines(outcome, from, now()));
       const moved = ([column, first, latest]) => `${labels.get(column) ?? column} ${price(first)} → ${price(latest)}`;
       setText(ends, moves.ends(outcome).map(moved).join(", "));
     }
     const none = "Nobody offered this market in that time.";
-    setText(this.#note, isCut ? "Only the latest 1,000 snapshots are shown." : moves.outcomes.length ? "" : none);
+    const cut = `Earlier snapshots than those of ${clock(from)} are left out, because they are too many.`;
+    setText(this.#note, isCut ? cut : moves.outcomes.length ? "" : none);
   }
 
   #fit() {
