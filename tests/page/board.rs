@@ -50,10 +50,13 @@ fn cell(event: i64, column: &str, outcome: &str) -> String {
 
 /// Records every cell that lights up. Begins before the scripts of the page run.
 async fn count_flashes(browser: &Browser) {
-    let source = "window.flashes = []; const animate = Element.prototype.animate;
-        Element.prototype.animate = function (frames, timing) {
-            window.flashes.push(`${this.closest('tr').dataset.event}/${this.dataset.column}/${this.dataset.outcome}`);
-            return animate.call(this, frames, timing); }";
+    let source = "window.flashes = [];
+        new MutationObserver((changes) => {
+            for (const { target, oldValue } of changes) {
+                if (!target.matches('td.lit') || / lit\\b/.test(oldValue)) continue;
+                window.flashes.push(`${target.closest('tr').dataset.event}/${target.dataset.column}/${target.dataset.outcome}`);
+            }
+        }).observe(document, { subtree: true, attributes: true, attributeFilter: ['class'], attributeOldValue: true });";
     browser.before_scripts(source).await;
 }
 

@@ -16,6 +16,7 @@ mod served;
 mod show;
 mod signs;
 mod slow;
+mod speed;
 mod stale;
 mod times;
 mod token;

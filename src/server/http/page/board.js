@@ -31,7 +31,7 @@ export function matcher(search, labels = new Map()) {
         (/^#?\d+$/.test(word)
           ? String(event.id).startsWith(word.replace("#", ""))
           : [...event.sides.keys()].some((key) => begins(key, word) || begins(labels.get(key), word)) ||
-            kickoff(event.kickoff).toLowerCase().includes(word)),
+            event.when.includes(word)),
     );
 }
 
@@ -58,14 +58,23 @@ export class Board {
   #above = make("tr", { className: "spacer", "aria-hidden": "true" });
   #below = make("tr", { className: "spacer", "aria-hidden": "true" });
   #rows = new Map();
+  /** Rows of events that went out of sight, for those that come into it. */
+  #free = [];
   #market = null;
   #matches = matcher("");
   #isGrouped = false;
   /** Events, and between them the rows of tournaments. */
   #listed = [];
+  /** How many events match the search. */
+  #found = 0;
   /** The top of each listed row, and the end of the last one: px below the top of the first. */
   #tops = [0];
+  /** What the list was made of: it is made again when this changes. */
+  #listedOf = "";
+  #search = "";
   #willDraw = false;
+  /** Whether ages have passed a second, so that each row is filled again. */
+  #isDue = false;
   #form = "";
 
   /** `onOpen(id)`: the user wants to see all markets of an event. */
@@ -84,7 +93,10 @@ export class Board {
     });
     new ResizeObserver(() => this.draw()).observe(this.#scroller);
     narrow.addEventListener("change", () => this.draw());
-    setInterval(() => this.draw(), 1_000);
+    setInterval(() => {
+      this.#isDue = true;
+      this.draw();
+    }, 1_000);
   }
 
   show(market) {
@@ -93,7 +105,7 @@ export class Board {
   }
 
   search(text) {
-    this.#matches = matcher(text, this.#store.labels);
+    [this.#search, this.#matches] = [text, matcher(text, this.#store.labels)];
     this.#scroller.scrollTop = 0;
     this.draw();
   }
@@ -134,15 +146,8 @@ export class Board {
 
   #drawNow() {
     this.#drawHead();
-    const found = this.#store.sorted.filter(this.#matches);
-    this.#listed = this.#isGrouped ? grouped(found) : found;
+    this.#list();
     const count = this.#listed.length;
-    this.#tops = [0];
-    for (const item of this.#listed) {
-      const event = narrow.matches ? CARD + CARD_LINE * (item.sides?.size ?? 0) : ROW;
-      this.#tops.push(this.#tops.at(-1) + (item.group === undefined ? event : GROUP));
-    }
-    this.#table.setAttribute("aria-rowcount", count + this.#head.rows.length);
     // Only the rows from `from` to `to` are drawn. The spacers above and below are as high as all other rows.
     const top = Math.max(0, this.#scroller.scrollTop - this.#head.offsetHeight);
     const from = Math.max(0, this.#at(top) - SPARE);
@@ -153,8 +158,11 @@ export class Board {
     const ids = new Set(wanted.map((event) => event.id));
     for (const [id, row] of this.#rows) {
       if (ids.has(id)) continue;
+      const hasFocus = row.contains(document.activeElement);
       row.remove();
       this.#rows.delete(id);
+      // Making a row costs more than filling it. One that had the focus must not have it as another event.
+      if (row.cells_ && !hasFocus) this.#free.push(row);
     }
     // Rows that are in their place are not moved: moving one would take its focus.
     let place = this.#above;
@@ -164,10 +172,31 @@ export class Board {
       place = row;
       row.setAttribute("aria-rowindex", from + index + this.#head.rows.length + 1);
       row.classList.toggle("odd", (from + index) % 2 === 1);
-      if (event.group === undefined) this.#fill(row, event);
+      if (event.group === undefined) this.#fill(row, this.#store.events.get(event.id));
     });
-    document.getElementById("nothing").hidden = count > 0 || this.#store.events.size === 0;
-    this.onDrawn?.(found.length, this.#store.events.size);
+    this.#isDue = false;
+    this.onDrawn?.(this.#found, this.#store.events.size);
+    this.#free.length = Math.min(this.#free.length, SPARE);
+  }
+
+  /** Makes the list of rows and their places, if anything that they depend on has changed. */
+  #list() {
+    const { shape, labels, events, sorted } = this.#store;
+    const of = JSON.stringify([shape, [...labels.values()], this.#search, this.#isGrouped, narrow.matches]);
+    if (of === this.#listedOf) return;
+    this.#listedOf = of;
+    const found = sorted.filter(this.#matches);
+    this.#listed = this.#isGrouped ? grouped(found) : found;
+    this.#tops = [0];
+    let end = 0;
+    for (const { group, size } of this.#listed) {
+      if (group !== undefined) end += GROUP;
+      else end += narrow.matches ? CARD + CARD_LINE * size : ROW;
+      this.#tops.push(end);
+    }
+    this.#found = found.length;
+    this.#table.setAttribute("aria-rowcount", this.#listed.length + this.#head.rows.length);
+    document.getElementById("nothing").hidden = found.length > 0 || events.size === 0;
   }
 
   /** Draws the head anew if the columns have changed. Then removes all rows, because they have the old columns. */
@@ -177,6 +206,7 @@ export class Board {
     this.#form = form;
     for (const row of this.#rows.values()) row.remove();
     this.#rows.clear();
+    this.#free = [];
     const [names, outcomes] = [make("tr", { role: "row" }), make("tr", { role: "row" })];
     const role = "columnheader";
     const header = (scope, className, text, more) => make("th", { role, scope, className, text, ...more });
@@ -210,9 +240,18 @@ export class Board {
   #row(id) {
     let row = this.#rows.get(id);
     if (row) return row;
-    row = make("tr", { role: "row", "data-event": id });
+    row = this.#free.pop() ?? this.#make();
+    this.#rows.set(id, row);
+    row.dataset.event = id;
+    row.shows = null;
+    row.querySelector("a").setAttribute("href", address({ event: id }));
+    return row;
+  }
+
+  #make() {
+    const row = make("tr", { role: "row" });
     const header = make("th", { role: "rowheader", scope: "row", className: "event" });
-    const link = make("a", { href: address({ event: id }) });
+    const link = make("a");
     link.append(make("b"), make("time"));
     header.append(link);
     row.append(header);
@@ -230,7 +269,6 @@ export class Board {
       row.append(...prices, meta);
       return { prices, meta };
     });
-    this.#rows.set(id, row);
     return row;
   }
 
@@ -245,6 +283,8 @@ export class Board {
   }
 
   #fill(row, event) {
+    if (row.shows === event && !this.#isDue) return;
+    row.shows = event;
     const [name, time] = row.querySelector("a").children;
     setText(name, event.name, [event.name, event.tournament, `event ${event.id}`].filter(Boolean).join(", "));
     setTime(time, event.kickoff, kickoff(event.kickoff), "kickoff");

@@ -3,7 +3,8 @@
 import { price, utc } from "./format.js";
 import { MOVE_SHOWN } from "./store.js";
 
-const calm = matchMedia("(prefers-reduced-motion: reduce)");
+/** A price that moved lights up until the first draw after this time, ms. */
+const LIT = 1_000;
 
 /** An element with a class, a role and text. */
 export function make(tag, { className, role, text, ...attributes } = {}) {
@@ -35,29 +36,30 @@ export function setTime(element, at, text, what = "") {
 export function showPrice(cell, outcome, { best = false, gone = false } = {}) {
   const moved = outcome?.moved && Date.now() - outcome.moved.at < MOVE_SHOWN ? outcome.moved : null;
   const direction = moved ? (moved.up ? "up" : "down") : "";
+  // Not an animation: that would cost each of its frames a style, and many prices move at once.
+  const lit = moved !== null && Date.now() - moved.at < LIT;
   const off = outcome !== undefined && (gone || !outcome.is_active);
   const text = outcome === undefined ? "" : price(outcome.odds);
-  const state = `${text} ${direction} ${best} ${off}`;
-  if (cell.shown !== state) {
-    cell.shown = state;
-    cell.dataset.moved = direction;
-    cell.classList.toggle("best", best);
-    cell.classList.toggle("off", off);
-    cell.classList.toggle("empty", text === "");
-    const value = off ? make("s", { text }) : make("span", { text });
-    const move = moved && `${moved.up ? "up" : "down"} from ${price(moved.from)}`;
-    const said = [best && "best", off && "not available", move];
-    const words = said.filter(Boolean).join(", ");
-    cell.replaceChildren(value);
-    if (words) cell.append(make("span", { className: "unseen", text: `, ${words}` }));
-    cell.title = words;
-  }
-  if (moved && cell.lit !== moved.at && Date.now() - moved.at < 1_000 && !calm.matches) {
-    cell.lit = moved.at;
-    const colour = getComputedStyle(cell).getPropertyValue(moved.up ? "--up-flash" : "--down-flash");
-    const lit = [0, 0.3].map((offset) => ({ backgroundColor: colour, offset }));
-    cell.animate([...lit, {}], { duration: 1_800, id: "flash" });
-  }
+  const from = moved && price(moved.from);
+  const state = `${text} ${direction} ${from} ${lit} ${best} ${off}`;
+  if (cell.shown === state) return;
+  cell.shown = state;
+  cell.dataset.moved = direction;
+  cell.classList.toggle("lit", lit);
+  cell.classList.toggle("best", best);
+  cell.classList.toggle("off", off);
+  cell.classList.toggle("empty", text === "");
+  const said = [best && "best", off && "not available", moved && `${direction} from ${from}`];
+  showValue(cell, off ? "s" : "span", text, said.filter(Boolean).join(", "));
+}
+
+/** Shows the text in an element `tag` of the cell, and the words as its title and for a screen reader. */
+function showValue(cell, tag, text, words) {
+  if (cell.firstElementChild?.localName !== tag) cell.replaceChildren(make(tag), make("span", { className: "unseen" }));
+  const [value, unseen] = cell.children;
+  setText(value, text);
+  setText(unseen, words && `, ${words}`);
+  if (cell.title !== words) cell.title = words;
 }
 
 /** The greatest odds that are available; NaN if all bookmakers have the same. */

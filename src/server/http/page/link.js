@@ -8,6 +8,11 @@ const PARTS = ["betpawa_market_id", "line", "handicap_type", "handicap_home", "h
  * agree. Parts at the end that are missing are left out.
  */
 export function marketKey(market) {
+  const { betpawa_market_id: id, line } = market;
+  // Most ids are digits and most markets have no handicap. A long list has a hundred thousand of them.
+  if (market.handicap_type == null && market.handicap_home == null && market.handicap_away == null && /^\w+$/.test(id)) {
+    return line == null ? id : `${id}/${line}`;
+  }
   const parts = PARTS.map((part) => encodeURIComponent(market[part] ?? ""));
   return parts.join("/").replace(/\/+$/, "");
 }

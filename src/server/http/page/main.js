@@ -16,6 +16,8 @@ const STALE_AFTER = 10_000;
 /** `disconnected` is not shown before the page's odds are this old, ms. A lock may keep the service from reading for a
     moment, and only the next answer of /v1/stats tells the page that this is over. */
 const BRIEFLY = 5_000;
+/** How many events are shown before the whole list is here. */
+const FIRST_EVENTS = 60;
 /** How many ids one request names at most. */
 const IDS_AT_ONCE = 500;
 /** If more changes than this wait for the list, they are dropped and the list is loaded again. */
@@ -102,6 +104,22 @@ function fail(error) {
   if (error instanceof Problem) unanswered(error);
   else console.warn(error);
   known.obstacle = error.message;
+}
+
+/**
+ * Shows the first events while the whole list is on its way. The page says that it is loading, and calls nothing
+ * current.
+ */
+async function preview() {
+  try {
+    const { body, headers } = await ask(`/v1/list?limit=${FIRST_EVENTS}`);
+    if (known.version) return;
+    store.replace(body, Date.now());
+    known.asOf = Date.parse(headers.get("oddscache-as-of") ?? "");
+  } catch (error) {
+    // The request for the whole list meets the same trouble, and tells it.
+    if (!(error instanceof Problem)) throw error;
+  }
 }
 
 /** Loads the whole list, and tries until it is here. */
@@ -219,6 +237,7 @@ async function poll() {
 }
 setInterval(poll, STATS_EVERY);
 poll();
+preview();
 
 const word = (status) => (status ?? "").split(/[ :]/)[0];
 
@@ -296,12 +315,11 @@ function judge() {
   const stale = found !== null && found.why !== null;
   const shown = found?.name ?? word(known.stats.status).replace("polling", "polling only");
   const pill = element("status");
-  if (pill.textContent !== shown) pill.textContent = shown;
   pill.dataset.name = stale ? "stale" : shown;
-  pill.title = known.stats?.status ?? "";
+  setText(pill, shown, known.stats?.status ?? "");
   // While the list is loaded again after a break, the old prices are still old.
   const state = stale || (found && staleSince !== null) ? "stale" : (found?.name ?? "current");
-  document.body.dataset.state = state;
+  if (document.body.dataset.state !== state) document.body.dataset.state = state;
   if (state === "stale" && stale) {
     staleSince ??= Number.isFinite(known.proven) ? known.proven : Date.now();
     // A hidden page has no stream and few timers. So it gets stale, which is worth no line.

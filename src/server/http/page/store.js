@@ -1,5 +1,6 @@
 // What the page holds: every event's inline odds, in kickoff order, and which prices moved lately.
 
+import { kickoff } from "./format.js";
 import { marketKey } from "./link.js";
 
 /** How long a move is shown, ms. */
@@ -36,26 +37,53 @@ export function tournamentName(tournament) {
   return [tournament?.country, tournament?.name].filter(Boolean).join(" · ");
 }
 
-/** An element of the list in the form that the board reads: kickoff in ms, bookmakers and markets by key. */
-function event(element) {
-  const sides = new Map();
-  for (const odds of element.odds) {
-    const markets = new Map(odds.markets.map((market) => [marketKey(market), market]));
-    sides.set(columnKey(odds), { confirmed: Date.parse(odds.last_confirmed_at), markets });
+/** An element of the list as the board reads it. Most events are never looked at, so the rest of it waits for that. */
+class ListedEvent {
+  #element;
+  #sides;
+  #words;
+  #when;
+
+  constructor(element) {
+    this.#element = element;
+    this.id = element.event_id;
+    /** In ms since 1970. Events without one come last. */
+    this.kickoff = element.kickoff === null ? Infinity : Date.parse(element.kickoff);
+    this.name = eventName(element);
+    this.tournament = tournamentName(element.tournament);
+    /** How many bookmakers have odds of it. */
+    this.size = element.odds.length;
   }
-  const kickoff = element.kickoff === null ? Infinity : Date.parse(element.kickoff);
-  const tournament = tournamentName(element.tournament);
-  const { name, home_team, away_team } = element;
-  const words = [name, home_team, away_team, tournament, element.tournament?.sport].filter(Boolean);
-  return {
-    id: element.event_id,
-    kickoff,
-    sides,
-    name: eventName(element),
-    tournament,
-    /** What a search finds. */
-    words: words.join(" ").toLowerCase(),
-  };
+
+  /** The bookmakers by column: when they last confirmed their odds, and their markets by key. */
+  get sides() {
+    this.#sides ??= new Map(this.#element.odds.map((odds) => [columnKey(odds), sideOf(odds)]));
+    return this.#sides;
+  }
+
+  /** What a search finds: names, and when it begins. */
+  get words() {
+    const { name, home_team, away_team, tournament } = this.#element;
+    const all = [name, home_team, away_team, this.tournament, tournament?.sport];
+    this.#words ??= all.filter(Boolean).join(" ").toLowerCase();
+    return this.#words;
+  }
+
+  get when() {
+    this.#when ??= kickoff(this.kickoff).toLowerCase();
+    return this.#when;
+  }
+
+  /** Whether the same searches find both, at the same place in the list, and their cards are as high. */
+  standsLike(other) {
+    const columns = (event) => event.#element.odds.map(columnKey).join();
+    return this.kickoff === other.kickoff && this.words === other.words && columns(this) === columns(other);
+  }
+}
+
+function sideOf(odds) {
+  const markets = new Map(odds.markets.map((market) => [marketKey(market), market]));
+  return { confirmed: Date.parse(odds.last_confirmed_at), markets };
 }
 
 /** Notes in the outcomes of `now` how they moved since `before`. */
@@ -72,6 +100,16 @@ export function noteMoves(before, now, at) {
   }
 }
 
+/** Notes the moves of all prices of an event. */
+function moves(before, now, at) {
+  for (const [column, side] of now.sides) {
+    for (const [key, market] of side.markets) {
+      const was = before.sides.get(column)?.markets.get(key);
+      if (was) noteMoves(was, market, at);
+    }
+  }
+}
+
 export class Store extends EventTarget {
   events = new Map();
   /** Keys of all bookmakers seen; markets by key, with their outcomes' names. Neither shrinks while a page is open. */
@@ -79,6 +117,8 @@ export class Store extends EventTarget {
   markets = new Map();
   /** What people call the bookmaker of each column. */
   labels = new Map();
+  /** Grows when an event comes, goes, moves to another place, or gets other names or bookmakers. */
+  shape = 0;
   #sorted = null;
 
   /** All events by kickoff, then id. */
@@ -98,35 +138,25 @@ export class Store extends EventTarget {
   /** Replaces the events with these ids by those in `elements`. Removes those that `elements` does not name. */
   apply(ids, elements, at) {
     const given = new Map(elements.map((element) => [element.event_id, element]));
+    let news = false;
     for (const id of ids) {
       const element = given.get(id);
       const before = this.events.get(id);
       if (!element) {
-        this.#sorted = this.events.delete(id) ? null : this.#sorted;
+        if (this.events.delete(id)) [this.#sorted, this.shape] = [null, this.shape + 1];
         continue;
       }
-      const now = event(element);
-      this.#learn(now);
-      for (const odds of element.odds) this.#label(columnKey(odds), odds.bookmaker_name);
-      for (const [key, side] of now.sides) {
-        for (const [name, market] of side.markets) {
-          const was = before?.sides.get(key)?.markets.get(name);
-          if (was) noteMoves(was, market, at);
-        }
-      }
+      news = this.#learn(element) || news;
+      const now = new ListedEvent(element);
+      if (before) moves(before, now, at);
+      if (!before?.standsLike(now)) this.shape += 1;
       if (before?.kickoff !== now.kickoff) this.#sorted = null;
       this.events.set(id, now);
       // The sorted list holds the events themselves, so the new one must replace the old one.
       if (this.#sorted) this.#sorted[this.#place(before)] = now;
     }
+    if (news) this.dispatchEvent(new Event("columns"));
     this.dispatchEvent(new CustomEvent("change", { detail: new Set(ids) }));
-  }
-
-  #label(key, name) {
-    const label = name || key;
-    if (this.labels.get(key) === label) return;
-    this.labels.set(key, label);
-    this.dispatchEvent(new Event("columns"));
   }
 
   /** Where an event stands in the order. */
@@ -142,29 +172,33 @@ export class Store extends EventTarget {
     return low;
   }
 
-  /** Notes bookmakers, markets and outcomes that were not seen before. */
-  #learn(event) {
+  /** Notes bookmakers, markets and outcomes that were not seen before. Returns whether there are any. */
+  #learn(element) {
     let news = false;
-    for (const [key, side] of event.sides) {
-      if (!this.columns.includes(key)) {
-        this.columns = [...this.columns, key].sort(byColumn);
+    for (const odds of element.odds) {
+      const key = columnKey(odds);
+      const label = odds.bookmaker_name || key;
+      if (!this.labels.has(key)) this.columns = [...this.columns, key].sort(byColumn);
+      if (this.labels.get(key) !== label) {
+        this.labels.set(key, label);
         news = true;
       }
-      for (const [name, market] of side.markets) {
-        let known = this.markets.get(name);
-        if (!known) {
-          known = { label: marketLabel(market), outcomes: [] };
-          this.markets.set(name, known);
-          news = true;
-        }
-        for (const outcome of market.outcomes) {
-          if (known.outcomes.includes(outcome.name) || known.outcomes.length >= MOST_OUTCOMES) continue;
-          known.outcomes.push(outcome.name);
-          news = true;
-        }
-      }
+      for (const market of odds.markets) news = this.#learnMarket(market) || news;
     }
-    if (news) this.dispatchEvent(new Event("columns"));
+    return news;
+  }
+
+  #learnMarket(market) {
+    const key = marketKey(market);
+    const known = this.markets.get(key) ?? { label: marketLabel(market), outcomes: [] };
+    let news = !this.markets.has(key);
+    if (news) this.markets.set(key, known);
+    for (const { name } of market.outcomes) {
+      if (known.outcomes.includes(name) || known.outcomes.length >= MOST_OUTCOMES) continue;
+      known.outcomes.push(name);
+      news = true;
+    }
+    return news;
   }
 }
 
