@@ -41,7 +41,7 @@ async fn oracle(client: &Client, event: i64, market: &str, which: &str, rows: &s
               select c.source, t.id, 0, t.captured_at, coalesce(t.last_confirmed_at, t.captured_at)
                 from competitor_odds_snapshots t join competitor_events c on c.id = t.competitor_event_id
                where c.betpawa_event_id = {event} and c.deleted_at is null) s
-        where {which} order by s.captured_at, s.id",
+        where {which} order by s.captured_at, s.id, s.source",
         utc("s.captured_at"),
         utc("s.confirmed"),
         markets("market_odds"),
@@ -83,7 +83,7 @@ fn moved() -> Database {
            from generate_series(1, 200) n where n % 6 > 0;
          -- Many at one time
          insert into odds_snapshots (id, event_id, bookmaker_id, captured_at)
-         select 2000 + n, 1, n, now() at time zone 'UTC' - interval '3 days' from generate_series(1, 9) n;
+         select 2000 + n, 1, n, now() at time zone 'UTC' - interval '6 days' from generate_series(1, 9) n;
          analyze",
     );
     database
@@ -340,9 +340,9 @@ async fn malformed_rows_are_read_as_the_cache_reads_them() {
     );
     let (found, _) = snapshots(&history(&database.dsn()), &HistoryQuery::new(1, "3743")).await;
     let outcomes = |id: i64| {
-        let of = found
-            .iter()
-            .find(|past| past["snapshot"]["snapshot_id"] == id as f64);
+        let of = found.iter().find(|past| {
+            past["snapshot"]["snapshot_id"] == id as f64 && past["source"] == "betpawa"
+        });
         of.expect("it is there")["snapshot"]["markets"][0]["outcomes"].clone()
     };
     let expected = serde_json::json!([{"name": "1", "odds": null, "is_active": true}]);

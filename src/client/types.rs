@@ -91,7 +91,7 @@ pub struct History {
     pub as_of: DateTime<Utc>,
     /// The snapshots of the event in the order of `captured_at`, then of their ids.
     pub snapshots: Vec<PastSnapshot>,
-    /// If there are older snapshots: ask again with this in [`Query::to`](super::Query::to).
+    /// If there may be older snapshots: ask again with this in [`Query::to`](super::Query::to).
     pub next_to: Option<DateTime<Utc>>,
 }
 

@@ -171,12 +171,15 @@ impl Session {
         );
         let bookmaker: &(dyn ToSql + Sync) = &query.bookmaker_id;
         let competitor: &(dyn ToSql + Sync) = &query.source;
-        let (now, own, competitors) = tokio::try_join!(
+        // Sent at once. After one fails, the server refuses the next ones, so the first error is the one that says why.
+        let (now, own, competitors) = tokio::join!(
             async { client.query_typed("SELECT now()", &[]).await },
             self.side(own, query, (bookmaker, Type::INT8)),
             self.side(competitors, query, (competitor, Type::TEXT)),
-        )
-        .map_err(Error::database(DOING))?;
+        );
+        let now = now.map_err(Error::database(DOING))?;
+        let own = own.map_err(Error::database(DOING))?;
+        let competitors = competitors.map_err(Error::database(DOING))?;
         run("COMMIT").await?;
         if own.len().max(competitors.len()) > MOST_ROWS {
             return Err(HistoryError::TooLarge { most: MOST_ROWS });
@@ -185,11 +188,15 @@ impl Session {
         let answer = || -> Result<MarketHistory, tokio_postgres::Error> {
             let as_of = now.first().map(|row| rows::time(row, 0)).transpose()?;
             let mut found = Vec::new();
+            let mut is_cut = false;
             for rows in [own, competitors] {
-                found.extend(snapshots(query.event_id, &rows)?);
+                let side = snapshots(query.event_id, &rows)?;
+                let in_time = side.iter().filter(|past| !is_before(past, query));
+                is_cut |= in_time.count() > query.limit.max(1);
+                found.extend(side);
             }
             let as_of = as_of.unwrap_or(Micros::UNKNOWN).to_utc();
-            Ok(latest(found, query, as_of))
+            Ok(latest(found, query, is_cut, as_of))
         };
         Ok(answer().map_err(Error::database(DOING))?)
     }
@@ -279,11 +286,19 @@ fn snapshots(event_id: i64, rows: &[Row]) -> Result<Vec<PastSnapshot>, tokio_pos
     Ok(found)
 }
 
+/// Whether a snapshot is from before the time that is asked for. Its prices held at the beginning of that time.
+fn is_before(past: &PastSnapshot, query: &HistoryQuery) -> bool {
+    let from = query.from.map(Micros::from_utc);
+    from.is_some_and(|from| past.snapshot.captured_at < from)
+}
+
 /// The latest of these, in the order of time: `limit`, and those that were captured together with the earliest of them.
-/// If these are all of the time that is asked for, then also those that held at its beginning.
+/// If these are all of the time that is asked for, then also those that held at its beginning. `is_cut`: the database may
+/// have older ones.
 fn latest(
     mut found: Vec<PastSnapshot>,
     query: &HistoryQuery,
+    is_cut: bool,
     as_of: DateTime<Utc>,
 ) -> MarketHistory {
     let at = |past: &PastSnapshot| past.snapshot.captured_at;
@@ -293,13 +308,12 @@ fn latest(
             .cmp(&place(b))
             .then_with(|| a.source.cmp(&b.source))
     });
-    let from = query.from.map(Micros::from_utc);
-    let before = found.partition_point(|past| from.is_some_and(|from| at(past) < from));
+    let before = found.partition_point(|past| is_before(past, query));
     let mut first = found.len().saturating_sub(query.limit.max(1)).max(before);
     while first > before && first < found.len() && at(&found[first - 1]) == at(&found[first]) {
         first -= 1;
     }
-    let is_all = first == before;
+    let is_all = first == before && !is_cut;
     let snapshots = found.split_off(if is_all { 0 } else { first });
     let earliest = snapshots.first().filter(|_| !is_all);
     MarketHistory {

@@ -68,7 +68,7 @@ pub struct MarketHistory {
     /// The snapshots of the event in the order of `captured_at`, then of their ids. A snapshot has all rows of the
     /// market that it was asked for. It has none if the bookmaker did not offer the market then.
     pub snapshots: Vec<PastSnapshot>,
-    /// If there are older snapshots: ask again with this as `to`.
+    /// If there may be older snapshots: ask again with this as `to`.
     pub next_to: Option<DateTime<Utc>>,
 }
 
