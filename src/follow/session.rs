@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 use tokio_postgres::SimpleQueryMessage;
 
 use crate::{
@@ -18,10 +18,6 @@ use crate::{
 
 /// A session of our own answers within this time. If it does not, a pooler has given it to another connection.
 const SESSION_TIMEOUT: Duration = Duration::from_millis(500);
-
-/// A pooler may reset a session before it gives it to another connection. Until then that one would get another session,
-/// and the first one its own again.
-const RESET: Duration = Duration::from_millis(20);
 
 pub(super) const LISTEN: &str = "LISTEN";
 
@@ -46,19 +42,24 @@ pub(super) async fn open_check(config: &Config, target: &Target) -> Result<Conne
 }
 
 /// Checks that the connection keeps its server session while another connection is in a transaction (Q1). A pooler in
-/// transaction mode gives the session to that other one; LISTEN would then stay behind in a session that others use.
+/// transaction mode gives the session to that other one; LISTEN would then stay behind in a session that others use. Or
+/// it resets the session first, which takes a moment. The other one then gets another session, and the connection its own
+/// again, without what it has set there.
+///
 /// Then replaces the time-outs of the role, the database and the server in this session.
 pub(super) async fn own_session(
     connection: &Connection,
     other: &Connection,
     bound: Duration,
 ) -> Result<(), Error> {
-    let before = within(bound, LISTEN, session(connection, bound)).await?;
-    sleep(RESET).await;
+    let mark = format!("{:032x}", fastrand::u128(..));
+    let set = format!("set_config('oddscache.session', '{mark}', false)");
+    let before = within(bound, LISTEN, session(connection, &set, bound)).await?;
     let begin = other.begin(Access::Read, bound);
     within(SESSION_TIMEOUT * 2, LISTEN, execute(other, &begin, LISTEN)).await?;
     // A pooler with a single session keeps this query waiting while the other connection holds that session.
-    let now = timeout(SESSION_TIMEOUT, session(connection, bound)).await;
+    let is_set = "current_setting('oddscache.session', true)";
+    let now = timeout(SESSION_TIMEOUT, session(connection, is_set, bound)).await;
     // Otherwise a pooler would close the session, and the server would log that.
     within(
         SESSION_TIMEOUT * 2,
@@ -98,15 +99,19 @@ pub(super) async fn same_database(
     })
 }
 
-/// The process id of the server session that answers.
-async fn session(connection: &Connection, bound: Duration) -> Result<String, Error> {
+/// The process id of the server session that answers, and the value of an expression there.
+async fn session(
+    connection: &Connection,
+    expression: &str,
+    bound: Duration,
+) -> Result<[Option<String>; 2], Error> {
     // A transaction, for the settings and time-outs that `begin` sets.
     let begin = connection.begin(Access::Read, bound);
-    let sql = format!("{begin}; SELECT pg_catalog.pg_backend_pid(); COMMIT");
+    let sql = format!("{begin}; SELECT pg_catalog.pg_backend_pid(), {expression}; COMMIT");
     let answer = connection.client.simple_query(&sql).await;
     let answer = answer.map_err(Error::database(LISTEN))?;
     let id = answer.iter().find_map(|message| match message {
-        SimpleQueryMessage::Row(row) => row.get(0).map(str::to_owned),
+        SimpleQueryMessage::Row(row) => Some([0, 1].map(|index| row.get(index).map(str::to_owned))),
         _ => None,
     });
     id.ok_or_else(|| Error::unexpected(LISTEN, "no answer"))
