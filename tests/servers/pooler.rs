@@ -35,9 +35,11 @@ async fn polled(settings: &[&str]) {
         others.push(other);
         let sql = format!("update market_odds set line = {line} where snapshot_id = 112");
         followed.changes(&sql).await;
-        // LISTEN succeeds, but notifications do not arrive. Before the pooler resets a session, a single one may.
-        followed.polling(&Error::Pooled.to_string()).await;
+        let status = followed.cache.status();
+        assert!(matches!(status, Status::PollingOnly { .. }), "{status}");
     }
+    // LISTEN succeeds, but no notification ever arrives.
+    followed.polling(&Error::Pooled.to_string()).await;
     let counters = followed.cache.counters();
     assert_eq!((counters.failures, counters.reloads), (0, 1));
     assert_eq!(followed.epoch(), 1);
