@@ -64,7 +64,7 @@ async fn snapshots(history: &History, query: &HistoryQuery) -> (Vec<Value>, Opti
     (found, answer.next_to)
 }
 
-/// A database with a few hundred snapshots more: in several partitions, with and without the market, with many lines.
+/// A database with a few hundred snapshots more: with and without the market, and with many lines.
 fn moved() -> Database {
     let database = Database::seeded();
     database.psql(
@@ -184,7 +184,7 @@ async fn a_time_and_a_limit_cut_where_they_say() {
         assert_eq!(pages, ids, "pages of {limit}");
     }
 }
-/// No table is read as a whole, whatever the planner thinks of it. A missing index is refused, with the statement that
+/// No table is read as a whole. A missing index is refused, with the statement that
 /// makes it; after it was made the answer is there.
 #[tokio::test]
 async fn rows_are_found_by_index_or_not_at_all() {
@@ -209,7 +209,6 @@ async fn rows_are_found_by_index_or_not_at_all() {
     })
     .await;
 
-    let reader = history(&database.dsn());
     for (drops, table, column) in [
         (
             "idx_market_odds_snapshot",
@@ -273,7 +272,6 @@ async fn rows_are_found_by_index_or_not_at_all() {
         );
         run(&client, "drop index if exists market_odds_snapshot_id_idx").await;
     }
-    drop(reader);
 }
 
 /// The rights that the cache needs are enough.

@@ -19,7 +19,7 @@ mod types;
 
 use std::{sync::Arc, time::Duration};
 
-use deadpool::managed::Pool;
+use deadpool::managed::{Object, Pool};
 use tokio::{sync::Semaphore, time::timeout};
 
 use crate::{config::Config, error::Error};
@@ -119,11 +119,15 @@ impl History {
         let bound = self.within * STATEMENTS_BOUND;
         let read = tokio::spawn(async move {
             let _place = place;
-            let session = pool.get().await.map_err(pool::reason)?;
-            let read = pool::Lease::new(session).read(&query);
+            let mut session = pool.get().await.map_err(pool::reason)?;
             let late = "the server has not ended a statement in its time";
-            let ended = timeout(bound, read).await;
-            ended.unwrap_or_else(|_| Err(Error::unexpected(pool::DOING, late).into()))
+            let read = timeout(bound, session.read(&query)).await;
+            let answer = read.unwrap_or_else(|_| Err(Error::unexpected(pool::DOING, late).into()));
+            if answer.is_err() {
+                // Out of the pool: its connection is closed, and the server rolls back.
+                drop(Object::take(session));
+            }
+            answer
         });
         let late = HistoryError::TimedOut {
             seconds: self.within.as_secs_f64(),

@@ -6,7 +6,7 @@
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
-use deadpool::managed::{self, Metrics, Object, PoolError, RecycleError, RecycleResult};
+use deadpool::managed::{self, Metrics, PoolError, RecycleError, RecycleResult};
 use tokio_postgres::{
     Row,
     error::SqlState,
@@ -96,40 +96,12 @@ pub(super) fn reason(error: PoolError<HistoryError>) -> HistoryError {
     }
 }
 
-/// A connection for one question. It goes back to the pool only if the question was answered (HI3).
-pub(super) struct Lease(Option<Object<Manager>>);
-
-impl Lease {
-    pub(super) fn new(session: Object<Manager>) -> Lease {
-        Lease(Some(session))
-    }
-
+impl Session {
+    /// Afterwards the session's transaction has ended, unless this returns an error or is dropped.
     pub(super) async fn read(
-        mut self,
+        &mut self,
         query: &HistoryQuery,
     ) -> Result<MarketHistory, HistoryError> {
-        // There is one until it is taken below.
-        let Some(session) = self.0.as_mut() else {
-            return Err(Error::unexpected(DOING, "no connection").into());
-        };
-        let answer = session.read(query).await?;
-        // Back to the pool.
-        drop(self.0.take());
-        Ok(answer)
-    }
-}
-
-impl Drop for Lease {
-    fn drop(&mut self) {
-        if let Some(session) = self.0.take() {
-            // Out of the pool: its connection is closed, and the server rolls back.
-            drop(Object::take(session));
-        }
-    }
-}
-
-impl Session {
-    async fn read(&mut self, query: &HistoryQuery) -> Result<MarketHistory, HistoryError> {
         let read = self.transaction(query).await;
         read.map_err(|error| match error.sqlstate() {
             Some(code) if code == SqlState::LOCK_NOT_AVAILABLE.code() => HistoryError::Locked,

@@ -14,6 +14,7 @@ use serde::{Serialize, Serializer, ser::SerializeStruct};
 
 use super::{
     fields::{self, Fields},
+    ids,
     pieces::{PIECE_BYTES, streamed},
     query::{self, Only, Parameters},
     state::Api,
@@ -37,8 +38,7 @@ pub(crate) async fn one(
     uri: Uri,
     headers: HeaderMap,
 ) -> Result<Response, Response> {
-    let Path(id) =
-        id.map_err(|_| problem(StatusCode::BAD_REQUEST, "an event id is a whole number"))?;
+    let id = ids::event(id)?;
     let parameters = Parameters::read(&uri, query::EVENT, fields::EVENT)?;
     let view = view_of(&api, &parameters.freshness).await?;
     let Some(event) = view.event(id) else {

@@ -9,6 +9,7 @@ use axum::{
 use oddscache::HistoryQuery;
 
 use super::{
+    ids,
     query::{self, Parameters},
     state::Api,
 };
@@ -20,8 +21,7 @@ pub(crate) async fn history(
     id: Result<Path<i64>, PathRejection>,
     uri: Uri,
 ) -> Result<Response, Response> {
-    let Path(id) =
-        id.map_err(|_| problem(StatusCode::BAD_REQUEST, "an event id is a whole number"))?;
+    let id = ids::event(id)?;
     let parameters = Parameters::read(&uri, query::HISTORY, &[])?;
     let Some(market) = parameters.market else {
         let sentence = "name the market by its betpawa_market_id: ?market=3743";

@@ -1,4 +1,17 @@
-//! The list of ids in a request.
+//! The ids in a request: of its path, and a list in its query.
+
+use axum::extract::{Path, rejection::PathRejection};
+
+use crate::server::http::problem::Refusal;
+
+/// The id of an event in a path.
+///
+/// # Errors
+/// It is no whole number.
+pub(crate) fn event(id: Result<Path<i64>, PathRejection>) -> Result<i64, Refusal> {
+    let refusal = |_| Refusal("an event id is a whole number".to_owned());
+    id.map(|Path(id)| id).map_err(refusal)
+}
 
 /// More ids than this are refused; ask for all instead.
 pub(crate) const MOST_IDS: usize = 5_000;
