@@ -226,7 +226,8 @@
 //! |---|---|---|
 //! | `warmup`: reading everything | info | `reason` ([`ReloadReason::name`]), `epoch`; at its end `rows` read and `events` held |
 //! | `read`: reading changes | debug | `reason` (`notification`, `time`, `request`, `audit`, `resync`, `reload`), `epoch`; at its end `log_rows` and `rows` |
-//! | `publish`: making the next state visible | debug | `epoch`, `events` that changed |
+//! | `publish`, below one of these: making the next state visible | debug | `epoch`, `events` that changed |
+//! | `history`: a question to `History` | debug | `event_id`, `betpawa_market_id` |
 //!
 //! # Cargo features
 //!
@@ -234,6 +235,7 @@
 //! |---|---|---|
 //! | `service` | yes | the dependencies of the `oddscache` binary, and `tls` |
 //! | `demo` | yes | the command `oddscache demo`. A production build leaves it out: `--no-default-features --features service` |
+//! | `otlp` | no | `--otlp-endpoint` of the `oddscache` binary: traces for an OpenTelemetry collector |
 //! | `zstd` | no | zstd beside gzip for the answers of the `oddscache` binary; needs a C compiler |
 //! | `nats` | by `service` | `Relay`: one process follows the database, any number follow that process, by NATS JetStream |
 //! | `client` | by `service` | `client`: a typed HTTP client of the service, for programs that hold no cache of their own; and `tls` |

@@ -141,6 +141,9 @@ fn the_readme_counts_the_crates() {
         ("`nats`", "nats"),
         ("`client`", "client"),
         ("`history`", "history"),
+        ("`service`", "service"),
+        ("`demo`", "demo"),
+        ("`otlp`", "otlp"),
     ] {
         let row = readme
             .lines()

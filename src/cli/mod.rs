@@ -7,15 +7,18 @@ mod settings;
 use std::process::ExitCode;
 
 use oddscache::{Error, sql::ScriptError};
+use tokio::runtime::Runtime;
 
 #[cfg(feature = "demo")]
 use crate::demo;
+#[cfg(feature = "otlp")]
+use crate::server::traces::Traces;
 use crate::server::{
     commands::{doctor, dump, explain, probe, serve, sql},
     http::metrics,
     logging, stderr,
 };
-use args::Command;
+use args::{Arguments, Command};
 use settings::{Origins, Settings};
 
 /// Parses the command line and runs the command. Exit codes: 0 done, 1 failed, 2 wrong usage.
@@ -29,25 +32,27 @@ pub(crate) fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let Settings { arguments, origins } = match settings::read(std::env::args_os().collect()) {
+    let settings = match settings::read(std::env::args_os().collect()) {
         Ok(settings) => settings,
         Err(unusable) => return unusable.report(),
     };
-    let _flush = match logging::start(&arguments.log) {
-        Ok(flush) => flush,
-        Err(error) => {
-            stderr::say(&format!("oddscache: {error:#}"));
-            return ExitCode::from(2);
-        }
-    };
-    let runtime = match tokio::runtime::Runtime::new() {
+    let runtime = match Runtime::new() {
         Ok(runtime) => runtime,
         Err(error) => {
             stderr::say(&format!("oddscache: cannot start: {error}"));
             return ExitCode::FAILURE;
         }
     };
+    let Settings { arguments, origins } = settings;
+    let log = match Log::start(&arguments, &runtime) {
+        Ok(log) => log,
+        Err(error) => {
+            stderr::say(&format!("oddscache: {error:#}"));
+            return ExitCode::from(2);
+        }
+    };
     let result = runtime.block_on(run(arguments.command, &origins));
+    log.end();
     // Do not wait for blocked tasks, such as a write to a pipe that nobody reads.
     runtime.shutdown_background();
     match result {
@@ -58,6 +63,38 @@ pub(crate) fn main() -> ExitCode {
                 matches!(error.downcast_ref(), Some(Error::Config(_))) || error.is::<ScriptError>();
             ExitCode::from(if usage { 2 } else { 1 })
         }
+    }
+}
+
+/// The log, and the traces if they are sent.
+struct Log {
+    _flush: logging::Flush,
+    #[cfg(feature = "otlp")]
+    traces: Option<Traces>,
+}
+
+impl Log {
+    #[cfg(feature = "otlp")]
+    fn start(arguments: &Arguments, runtime: &Runtime) -> anyhow::Result<Log> {
+        let traces = match &arguments.command {
+            Command::Serve(serve) => Traces::start(&serve.traces, runtime.handle().clone())?,
+            _ => None,
+        };
+        let layers = traces.iter().map(Traces::layer).collect();
+        let _flush = logging::start(&arguments.log, layers)?;
+        Ok(Log { _flush, traces })
+    }
+
+    #[cfg(not(feature = "otlp"))]
+    fn start(arguments: &Arguments, _: &Runtime) -> anyhow::Result<Log> {
+        let _flush = logging::start(&arguments.log, Vec::new())?;
+        Ok(Log { _flush })
+    }
+
+    /// Sends the last traces. The runtime must still work.
+    fn end(&self) {
+        #[cfg(feature = "otlp")]
+        self.traces.iter().for_each(Traces::flush);
     }
 }
 

@@ -502,7 +502,7 @@ impl DatabaseFollower {
         let span = tracing::info_span!(
             "warmup",
             reason = reload,
-            epoch,
+            epoch = number(epoch),
             rows = Empty,
             events = Empty
         );
@@ -523,13 +523,13 @@ impl DatabaseFollower {
             }
             read => read?,
         };
-        span.record("rows", done.rows_read);
-        span.record("events", self.draft.len());
+        span.record("rows", number(done.rows_read));
+        span.record("events", number(self.draft.len()));
         // Set it only after the read: if the read fails, the old view stays, with its epoch.
         self.epoch = epoch;
         let notifies_from = self.listener.as_ref().and_then(Listener::notifies_from);
         self.schedule.read_everything(Instant::now(), notifies_from);
-        self.publish(&known, done);
+        span.in_scope(|| self.publish(&known, done));
         Ok(known)
     }
 
@@ -699,7 +699,13 @@ impl DatabaseFollower {
         };
         let epoch = self.epoch;
         let resumes = known.is_unproven();
-        let span = tracing::debug_span!("read", reason, epoch, log_rows = Empty, rows = Empty);
+        let span = tracing::debug_span!(
+            "read",
+            reason,
+            epoch = number(epoch),
+            log_rows = Empty,
+            rows = Empty
+        );
         // Finding a row that cannot be read may take a few hundred statements.
         let bound = match self.unreadable.is_looking() {
             true => self.config.read_timeout.max(LOOKING),
@@ -769,8 +775,9 @@ impl DatabaseFollower {
         begun_at: Instant,
         resumes: bool,
     ) {
-        span.record("log_rows", done.log_rows);
-        span.record("rows", done.rows_read);
+        span.record("log_rows", number(done.log_rows));
+        span.record("rows", number(done.rows_read));
+        let _entered = span.enter();
         if resumes {
             let (log_rows, rows) = (done.log_rows, done.rows_read);
             tracing::info!(log_rows, rows, "resumed: continuity proven");
@@ -1088,10 +1095,10 @@ impl DatabaseFollower {
             || unreadable != self.publisher.published().unreadable;
         if is_moved || !change.is_empty() {
             let epoch = self.epoch;
-            let span = tracing::debug_span!("publish", epoch, events = Empty);
+            let span = tracing::debug_span!("publish", epoch = number(epoch), events = Empty);
             let _entered = span.enter();
             if !span.is_disabled() {
-                span.record("events", change.event_ids().len());
+                span.record("events", number(change.event_ids().len()));
             }
             let warmup = self.last_warmup.clone();
             let mut state = self.draft.state(cut, self.epoch, Some(proven), warmup);
@@ -1150,6 +1157,11 @@ const CHECKING: &str = "checking tables, rights and triggers";
 const BEGINNING: &str = "beginning to read";
 const READING: &str = "reading changes";
 const WARMING_UP: &str = "warming up";
+
+/// A count in a span. OpenTelemetry has no unsigned numbers, so it would get text.
+fn number(count: impl TryInto<i64>) -> i64 {
+    count.try_into().unwrap_or(i64::MAX)
+}
 
 fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)

@@ -21,6 +21,7 @@ use std::{sync::Arc, time::Duration};
 
 use deadpool::managed::{Object, Pool};
 use tokio::{sync::Semaphore, time::timeout};
+use tracing::Instrument;
 
 use crate::{config::Config, error::Error};
 
@@ -114,21 +115,27 @@ impl History {
     pub async fn read(&self, query: &HistoryQuery) -> Result<MarketHistory, HistoryError> {
         let place = Arc::clone(&self.places).try_acquire_owned();
         let place = place.map_err(|_| HistoryError::Busy { most: self.most })?;
-        let (pool, query) = (self.pool.clone(), query.clone());
+        let (pool, asked) = (self.pool.clone(), query.clone());
         // The server works on after the caller has gone. So the task keeps its place and its connection until then.
         let bound = self.within * STATEMENTS_BOUND;
-        let read = tokio::spawn(async move {
+        let read = async move {
             let _place = place;
             let mut session = pool.get().await.map_err(pool::reason)?;
             let late = "the server has not ended a statement in its time";
-            let read = timeout(bound, session.read(&query)).await;
+            let read = timeout(bound, session.read(&asked)).await;
             let answer = read.unwrap_or_else(|_| Err(Error::unexpected(pool::DOING, late).into()));
             if answer.is_err() {
                 // Out of the pool: its connection is closed, and the server rolls back.
                 drop(Object::take(session));
             }
             answer
-        });
+        };
+        let span = tracing::debug_span!(
+            "history",
+            event_id = query.event_id,
+            betpawa_market_id = query.betpawa_market_id
+        );
+        let read = tokio::spawn(read.instrument(span));
         let late = HistoryError::TimedOut {
             seconds: self.within.as_secs_f64(),
         };

@@ -79,8 +79,11 @@ impl Drop for Flush {
     }
 }
 
-/// Starts the log. Call it once.
-pub(crate) fn start(arguments: &LogArguments) -> anyhow::Result<Flush> {
+/// Starts the log, and what else takes spans and messages. Call it once.
+pub(crate) fn start(
+    arguments: &LogArguments,
+    others: Vec<Box<dyn Layer<Registry> + Send + Sync>>,
+) -> anyhow::Result<Flush> {
     let (filter, handle) = reload::Layer::new(filter(&arguments.log)?);
     let (wake, woken) = sync_channel(1);
     let logging = Logging {
@@ -99,8 +102,9 @@ pub(crate) fn start(arguments: &LogArguments) -> anyhow::Result<Flush> {
         LogFormat::Text => written.boxed(),
         LogFormat::Json => written.json().boxed(),
     };
-    let layer = written.with_filter(filter.and(OfProcess));
-    tracing_subscriber::registry().with(layer).try_init()?;
+    let mut layers = others;
+    layers.push(written.with_filter(filter.and(OfProcess)).boxed());
+    tracing_subscriber::registry().with(layers).try_init()?;
     thread::Builder::new()
         .name("log-repeats".to_owned())
         .spawn(move || report_repeats(&woken))

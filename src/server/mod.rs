@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `options` | flags that several commands share |
 //! | `http` | the HTTP server of `serve` |
+//! | `traces` | what is sent to an OpenTelemetry collector (feature `otlp`) |
 //! | `commands` | one file or folder for each command of the command line, except the demo |
 
 pub(crate) mod client;
@@ -18,4 +19,6 @@ pub(crate) mod signals;
 pub(crate) mod stderr;
 pub(crate) mod stdout;
 mod systemd;
+#[cfg(feature = "otlp")]
+pub(crate) mod traces;
 pub(crate) mod version;

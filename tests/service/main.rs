@@ -26,6 +26,8 @@ mod openapi;
 mod prometheus;
 mod promtool;
 mod streams;
+#[cfg(feature = "otlp")]
+mod traces;
 
 use std::{path::Path, process::Stdio, time::Duration};
 

@@ -7,7 +7,9 @@ const SECRETS: [&str; 4] = ["token", "relay-password", "relay-token", "relay-nke
 pub(crate) fn hidden(key: &str, value: &str) -> Option<String> {
     match key {
         key if SECRETS.contains(&key) => Some("***".to_owned()),
-        "relay-to" | "relay-from" => value.contains('@').then(|| "***".to_owned()),
+        "relay-to" | "relay-from" | "otlp-endpoint" => {
+            value.contains('@').then(|| "***".to_owned())
+        }
         key if key.ends_with("-url") => oddscache::without_password(value),
         _ => None,
     }
@@ -54,7 +56,7 @@ mod tests {
         for secret in SECRETS {
             assert_eq!(hidden(secret, "x").as_deref(), Some("***"));
         }
-        for relay in ["relay-to", "relay-from"] {
+        for relay in ["relay-to", "relay-from", "otlp-endpoint"] {
             assert_eq!(hidden(relay, "nats://u:secret@h").as_deref(), Some("***"));
             assert_eq!(hidden(relay, "nats://h:4222"), None);
         }

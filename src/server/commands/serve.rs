@@ -7,6 +7,8 @@ use clap::Args;
 use oddscache::{Config, Error, History, InlineMarkets, OddsCache};
 use tokio::signal::unix::{SignalKind, signal};
 
+#[cfg(feature = "otlp")]
+use crate::server::traces::TraceArguments;
 use crate::server::{
     descriptors,
     http::{
@@ -108,6 +110,9 @@ pub(crate) struct ServeArguments {
     pub(crate) access: AccessArguments,
     #[command(flatten)]
     pub(crate) tls: TlsArguments,
+    #[cfg(feature = "otlp")]
+    #[command(flatten)]
+    pub(crate) traces: TraceArguments,
 }
 
 pub(crate) async fn run(arguments: ServeArguments) -> anyhow::Result<ExitCode> {
@@ -158,6 +163,8 @@ pub(crate) async fn run(arguments: ServeArguments) -> anyhow::Result<ExitCode> {
         admin: arguments.admin_listen.clone(),
         cors: arguments.cors_origin.clone(),
         access_log: arguments.access_log,
+        #[cfg(feature = "otlp")]
+        traces: arguments.traces.are_sent(),
         socket_mode: arguments.socket_mode,
     };
     let (cache, follower) = OddsCache::connect(config.clone());

@@ -75,13 +75,11 @@ fn millis(since: Instant) -> f64 {
 /// Logs a request, and gives its answer an id.
 pub(crate) async fn log(request: Request, next: Next) -> Response {
     let id = id_of(request.headers().get(REQUEST_ID));
-    let path = request.uri().path();
-    let cut = path.floor_char_boundary(MOST_PATH_BYTES);
     let mut line = Line {
         id: id.clone(),
         peer: request.extensions().get().copied(),
         method: request.method().clone(),
-        path: path[..cut].to_owned(),
+        path: cut_path(request.uri().path()).to_owned(),
         version: request.version(),
         begun: Instant::now(),
         answer: None,
@@ -97,6 +95,11 @@ pub(crate) async fn log(request: Request, next: Next) -> Response {
         response.headers_mut().insert(REQUEST_ID, id);
     }
     response.map(|body| Body::new(Logged { body, line }))
+}
+
+/// The path, or the beginning of a long one.
+pub(super) fn cut_path(path: &str) -> &str {
+    &path[..path.floor_char_boundary(MOST_PATH_BYTES)]
 }
 
 /// The id that came with the request, or a new one if it is too long or has other characters than ids have.

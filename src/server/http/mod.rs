@@ -23,4 +23,6 @@ pub(crate) mod server;
 mod shared;
 mod socket;
 pub(crate) mod tls;
+#[cfg(feature = "otlp")]
+mod trace;
 mod unix_socket;

@@ -14,6 +14,8 @@ use tokio::{
     time::{Instant, sleep_until, timeout_at},
 };
 
+#[cfg(feature = "otlp")]
+use super::trace;
 use super::{
     access_log,
     address::Address,
@@ -48,6 +50,9 @@ pub(crate) struct Serving {
     pub(crate) cors: Vec<Origin>,
     /// Whether each request gets a line of the log.
     pub(crate) access_log: bool,
+    /// Whether each request gets a span.
+    #[cfg(feature = "otlp")]
+    pub(crate) traces: bool,
     /// The permissions of Unix sockets.
     pub(crate) socket_mode: SocketMode,
 }
@@ -235,10 +240,17 @@ impl Parts {
             };
             // Outside the checks, so that it counts refused requests too.
             let router = router.layer(from_fn_with_state(self.requests.clone(), metrics::count));
-            match serving.access_log {
+            let router = match serving.access_log {
                 true => router.layer(from_fn(access_log::log)),
                 false => router,
-            }
+            };
+            // Outside the log, whose ids it takes.
+            #[cfg(feature = "otlp")]
+            let router = match serving.traces {
+                true => router.layer(from_fn(trace::trace)),
+                false => router,
+            };
+            router
         };
         let checked = router
             .clone()

@@ -16,6 +16,8 @@ use oddscache::{
 use serde_json::json;
 
 use super::{counters::HttpCounters, health};
+#[cfg(feature = "otlp")]
+use crate::server::traces;
 use crate::server::{logging, prune, stderr, version::COMMIT};
 pub(crate) use requests::{Requests, count};
 use text::Text;
@@ -45,6 +47,8 @@ pub(crate) fn text(
     requests.write(&mut text);
     connections(&mut text, http);
     messages(&mut text);
+    #[cfg(feature = "otlp")]
+    spans(&mut text);
     process::write(&mut text);
     text.finish()
 }
@@ -366,6 +370,15 @@ fn messages(text: &mut Text) {
     text.counter("messages_held_back_total", logging::held_back(), help);
     let help = "Messages dropped, because standard error took no more.";
     text.counter("log_lines_dropped_total", stderr::dropped(), help);
+}
+
+#[cfg(feature = "otlp")]
+fn spans(text: &mut Text) {
+    let help = "Spans that the collector of --otlp-endpoint took, and did not take.";
+    text.family("spans_total", "counter", help);
+    for (result, count) in traces::counts() {
+        text.sample("spans_total", &format!("result=\"{result}\""), count);
+    }
 }
 
 #[cfg(test)]

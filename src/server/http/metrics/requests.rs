@@ -63,11 +63,12 @@ struct Route {
 }
 
 /// The values of the label `path`. Other paths are `other`.
-const PATHS: [&str; 13] = [
+const PATHS: [&str; 14] = [
     "/",
     "/page/{file}",
     "/v1/events",
     "/v1/events/{id}",
+    "/v1/events/{id}/history",
     "/v1/list",
     "/v1/dump",
     "/v1/changes",

@@ -1,0 +1,131 @@
+//! Sends a request to the collector.
+
+use std::{
+    error::Error as StdError,
+    fmt,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use anyhow::{Context, bail};
+use axum::http::{Request, Response};
+use http_body_util::{BodyExt, Full, Limited};
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_util::{
+    client::legacy::{Client, connect::HttpConnector},
+    rt::{TokioExecutor, TokioTimer},
+};
+use opentelemetry_http::{Bytes, HttpClient, HttpError};
+use rustls::{
+    ClientConfig, RootCertStore,
+    crypto::ring,
+    pki_types::{CertificateDer, pem::PemObject},
+};
+use tokio::{runtime::Handle, time::timeout};
+
+/// A collector that takes longer has failed. It is the default of OTLP.
+const TIMEOUT: Duration = Duration::from_secs(10);
+
+/// An idle connection is closed after this time. Batches come every 5 s.
+const IDLE: Duration = Duration::from_secs(30);
+
+/// An answer says which spans were refused.
+const MOST_BYTES: usize = 1 << 20;
+
+/// Cheap to clone. Clones share their connections.
+#[derive(Clone)]
+pub(super) struct Collector {
+    runtime: Handle,
+    pool: Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
+    failure: Arc<Mutex<Option<String>>>,
+}
+
+impl fmt::Debug for Collector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Collector").finish_non_exhaustive()
+    }
+}
+
+impl Collector {
+    /// Trusts the certificates in `trusted`, a PEM file, or else those of the system.
+    pub(super) fn new(runtime: Handle, trusted: Option<Vec<u8>>) -> anyhow::Result<Collector> {
+        let roots = roots(trusted).context("the certificates of collectors")?;
+        let tls = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+            .with_safe_default_protocol_versions()
+            .context("starting TLS")?
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        let connector = HttpsConnectorBuilder::new()
+            .with_tls_config(tls)
+            .https_or_http()
+            .enable_http1()
+            .build();
+        let pool = Client::builder(TokioExecutor::new())
+            .pool_idle_timeout(IDLE)
+            .pool_timer(TokioTimer::new())
+            .build(connector);
+        Ok(Collector {
+            runtime,
+            pool,
+            failure: Arc::default(),
+        })
+    }
+
+    /// Why the last request failed.
+    pub(super) fn take_failure(&self) -> Option<String> {
+        let mut failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
+        failure.take()
+    }
+}
+
+fn roots(trusted: Option<Vec<u8>>) -> anyhow::Result<RootCertStore> {
+    let mut roots = RootCertStore::empty();
+    let Some(pem) = trusted else {
+        // Without any, only https fails, and says so.
+        roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+        return Ok(roots);
+    };
+    for certificate in CertificateDer::pem_slice_iter(&pem) {
+        roots.add(certificate?)?;
+    }
+    if roots.is_empty() {
+        bail!("there is no certificate in the file");
+    }
+    Ok(roots)
+}
+
+#[async_trait::async_trait]
+impl HttpClient for Collector {
+    async fn send_bytes(&self, request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
+        let (pool, request) = (self.pool.clone(), request.map(Full::new));
+        // The thread of the SDK is outside the runtime, where connections do not work.
+        let answer = self.runtime.spawn(async move {
+            let answer = async {
+                let (head, body) = pool.request(request).await?.into_parts();
+                let body = Limited::new(body, MOST_BYTES).collect().await?;
+                Ok::<_, HttpError>(Response::from_parts(head, body.to_bytes()))
+            };
+            match timeout(TIMEOUT, answer).await {
+                Ok(answer) => answer,
+                Err(_) => Err(format!("no answer within {} s", TIMEOUT.as_secs()).into()),
+            }
+        });
+        let answer = answer.await.map_err(HttpError::from).flatten();
+        let failure = match &answer {
+            Ok(answer) if answer.status().is_success() => None,
+            Ok(answer) => Some(format!("it answered {}", answer.status())),
+            Err(error) => Some(last(error.as_ref()).to_string()),
+        };
+        *self.failure.lock().unwrap_or_else(PoisonError::into_inner) = failure;
+        answer
+    }
+}
+
+/// The last cause says most: "connection refused" rather than "client error".
+fn last<'a>(error: &'a (dyn StdError + 'static)) -> &'a (dyn StdError + 'static) {
+    let mut last = error;
+    while let Some(source) = last.source() {
+        last = source;
+    }
+    last
+}
