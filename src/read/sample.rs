@@ -47,8 +47,8 @@ pub(super) struct Began {
 pub(super) struct Headers {
     /// The events to compare, ascending.
     ids: Vec<i64>,
-    /// The ids of the snapshots that were looked up.
-    betpawa_ids: HashSet<i64>,
+    /// The ids of the snapshots that were looked up, and for `odds_snapshots` the times, which belong to the key there.
+    betpawa_ids: HashSet<(i64, Micros)>,
     competitor_ids: HashSet<i64>,
     /// Their rows by id. A table without a primary key may have several for one id.
     betpawa: HashMap<i64, Vec<SnapshotHeader<i64>>>,
@@ -345,7 +345,7 @@ impl Headers {
         };
         Ok(Headers {
             ids,
-            betpawa_ids: own_ids.into_iter().collect(),
+            betpawa_ids: own_ids.into_iter().zip(captured).collect(),
             competitor_ids: others.into_iter().collect(),
             betpawa: by_id(betpawa),
             competitors: by_id(competitors),
@@ -365,7 +365,8 @@ impl Headers {
             .map(|what| Mismatch::new(event_id, what))
     }
 
-    /// The first held snapshot whose row is another. One that was not looked up came with this read (U5 of [`audit`]).
+    /// The first held snapshot whose row is another. One that was not looked up, or under another time, came with this
+    /// read (U5 of [`audit`]).
     fn held(&self, event: &CachedEvent) -> Option<String> {
         let is_gone = |held: &CachedSnapshot, side: &dyn std::fmt::Display| {
             let id = held.snapshot_id;
@@ -374,8 +375,8 @@ impl Headers {
         for (bookmaker_id, held) in event.betpawa.iter() {
             let is_row = |row: &SnapshotHeader<i64>| row.key == bookmaker_id && is_of(row, held);
             let rows = self.betpawa.get(&held.snapshot_id);
-            if self.betpawa_ids.contains(&held.snapshot_id)
-                && !rows.is_some_and(|rows| rows.iter().any(is_row))
+            let key = (held.snapshot_id, held.captured_at);
+            if self.betpawa_ids.contains(&key) && !rows.is_some_and(|rows| rows.iter().any(is_row))
             {
                 return Some(is_gone(
                     held,

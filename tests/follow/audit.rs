@@ -67,6 +67,7 @@ async fn the_audit_finds_nothing_that_triggers_saw() {
         let sql = format!(
             "update market_odds set line = {round} where snapshot_id in (112, 122, 222);
              update odds_snapshots set last_confirmed_at = now() where id = 212;
+             update odds_snapshots set captured_at = captured_at + interval '1 second' where id in (121, 122);
              update events set kickoff = kickoff + interval '1 second';
              update competitor_events set betpawa_event_id = {} where id = 21;
              insert into odds_snapshots (id, event_id, bookmaker_id, captured_at) select {}, 2, 2, now() at time zone 'utc';
