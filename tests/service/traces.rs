@@ -7,6 +7,7 @@ use std::{
     process::{Child, Command, Stdio},
     sync::{Arc, Mutex},
     thread,
+    time::Instant,
 };
 
 use oddscache_testkit::{
@@ -16,7 +17,7 @@ use oddscache_testkit::{
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use super::{eventually, with_odds};
+use super::{eventually, limits::say, with_odds};
 
 /// A private collector, which prints what it takes. It ends when this value is dropped, and also when this process ends.
 struct Collector {
@@ -94,6 +95,12 @@ impl Span {
         parts.next().expect(name).1.trim()
     }
 
+    /// How long it lasted. Nanoseconds.
+    fn lasted(&self) -> u64 {
+        let time = |name| self.part(name).parse::<u64>().expect("a time");
+        time("End time") - time("Start time")
+    }
+
     fn has(&self, attribute: &str) -> bool {
         let mut lines = self.0.lines().map(str::trim);
         lines.any(|line| line.strip_prefix("-> ") == Some(attribute))
@@ -119,9 +126,6 @@ impl Collector {
     }
 }
 
-/// The processor of the SDK sends what it has after this time, by default after 5 s.
-const SOON: (&str, &str) = ("OTEL_BSP_SCHEDULE_DELAY", "50");
-
 /// A request continues the trace that it names. What it asks the database has a span below its own.
 #[tokio::test]
 async fn a_collector_takes_the_spans_of_requests() {
@@ -130,7 +134,7 @@ async fn a_collector_takes_the_spans_of_requests() {
     };
     let database = with_odds();
     let more = ["--access-log", "--otlp-endpoint", &collector.url];
-    let served = Service::start_with(&database.dsn(), &more, &[SOON]).await;
+    let served = Service::start_with(&database.dsn(), &more, &[]).await;
     served.ready().await;
     let trace = "4bf92f3577b34da6a3ce929d0e0e4736";
     let parent = format!("00-{trace}-00f067aa0ba902b7-01");
@@ -171,18 +175,43 @@ async fn a_collector_takes_the_spans_of_requests() {
     let other = collector.span("GET").await;
     assert_ne!(other.part("Trace ID"), trace);
     assert_eq!(other.part("Parent ID"), "");
-    // A stream has its span at its end.
-    let stream = served.ask("/v1/changes", &[]).await;
+    // A word that is no method of HTTP does not get into a name.
+    let words = "SWORDFISH / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+    assert!(say(&served, words).await.contains(" 405 "));
+    assert!(
+        collector
+            .span("HTTP /")
+            .await
+            .has("http.request.method: Str(_OTHER)")
+    );
+
+    // A stream has its span at its end, and as long as it was. The span of a later request comes before.
+    let mut stream = served.ask("/v1/changes", &[]).await;
+    stream.chunk().await.unwrap();
+    let begun = Instant::now();
+    served.ask("/v1/list", &[]).await;
+    collector.span("GET /v1/list").await;
     assert!(collector.spans("GET /v1/changes").is_empty());
+    let least = begun.elapsed();
     drop(stream);
-    collector.span("GET /v1/changes").await;
+    let stream = collector.span("GET /v1/changes").await;
+    assert!(
+        u128::from(stream.lasted()) >= least.as_nanos(),
+        "{stream:?}"
+    );
 
     // These came before: /readyz often, and what a scrape asks for.
     served.metric("oddscache_view_age_seconds").await;
     served.ask("/v1/stats", &[]).await;
     collector.span("GET /v1/stats").await;
     let printed = collector.printed();
-    for absent in ["readyz", "metrics", "limit=77", "secret-0123456789abcdef"] {
+    for absent in [
+        "readyz",
+        "metrics",
+        "limit=77",
+        "secret-0123456789abcdef",
+        "SWORDFISH",
+    ] {
         assert!(!printed.contains(absent), "{absent}");
     }
     assert!(printed.contains("-> service.name: Str(oddscache)"));
@@ -196,7 +225,7 @@ async fn a_collector_takes_the_spans_of_reads() {
     };
     let database = with_odds();
     let more = ["--otlp-endpoint", &collector.url];
-    let variables = [SOON, ("OTEL_SERVICE_NAME", "odds-of-a-test")];
+    let variables = [("OTEL_SERVICE_NAME", "odds-of-a-test")];
     let served = Service::start_with(&database.dsn(), &more, &variables).await;
     let warmup = collector.span("warmup").await;
     assert!(warmup.has("events: Int(9)"), "{warmup:?}");
@@ -233,7 +262,7 @@ async fn a_collector_that_is_away_delays_nothing() {
     drop(free);
     let url = format!("http://{address}");
     let more = ["--otlp-endpoint", &url];
-    let mut served = Service::start_with(&database.dsn(), &more, &[SOON]).await;
+    let mut served = Service::start_with(&database.dsn(), &more, &[]).await;
     served.ready().await;
     served
         .logs(&["traces are lost", &format!("{url}/v1/traces"), "refused"])
@@ -256,7 +285,7 @@ async fn a_silent_collector_delays_the_end_by_seconds_only() {
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}", silent.local_addr().unwrap());
     let more = ["--otlp-endpoint", &url];
-    let mut served = Service::start_with(&database.dsn(), &more, &[SOON]).await;
+    let mut served = Service::start_with(&database.dsn(), &more, &[]).await;
     served.ready().await;
     let (asked, _) = silent.accept().unwrap();
     served.signal("-TERM");
@@ -276,7 +305,7 @@ async fn the_collector_learns_the_token_and_the_log_does_not() {
         "authorization=Bearer%20swordfish",
     );
     let more = ["--otlp-endpoint", &url, "--log", "trace"];
-    let mut served = Service::start_with(&database.dsn(), &more, &[SOON, headers]).await;
+    let mut served = Service::start_with(&database.dsn(), &more, &[headers]).await;
     let (mut asked, _) = refusing.accept().await.unwrap();
     let mut head = Vec::new();
     while !head.windows(4).any(|end| end == b"\r\n\r\n") {
@@ -292,10 +321,78 @@ async fn the_collector_learns_the_token_and_the_log_does_not() {
     ] {
         assert!(head.contains(line), "{head}");
     }
-    served.logs(&["traces are lost", "401"]).await;
+    let mut log = Vec::new();
+    while !log
+        .last()
+        .is_some_and(|line: &String| line.contains("traces are lost"))
+    {
+        log.push(served.line().await.expect("it runs"));
+    }
+    assert!(log.last().unwrap().contains("401"), "{:?}", log.last());
     served.signal("-TERM");
-    let log = served.rest_of_log().await.join("\n");
-    assert!(!log.contains("swordfish"), "{log}");
+    log.extend(served.rest_of_log().await);
+    let told: Vec<&String> = log
+        .iter()
+        .filter(|line| line.contains("swordfish"))
+        .collect();
+    assert!(told.is_empty(), "{told:?}");
+}
+
+/// What waits is bounded. What does not fit is dropped and counted.
+#[tokio::test]
+async fn spans_that_a_silent_collector_does_not_take_are_dropped_and_counted() {
+    let database = with_odds();
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", silent.local_addr().unwrap());
+    let more = ["--otlp-endpoint", &url];
+    let served = Service::start_with(&database.dsn(), &more, &[]).await;
+    let dropped = async || {
+        served
+            .metric("oddscache_spans_total{result=\"dropped\"}")
+            .await
+    };
+    assert_eq!(dropped().await, 0.0);
+    let request = "HEAD /nowhere HTTP/1.1\r\nHost: x\r\n\r\n".repeat(5_000);
+    let last = "HEAD /nowhere HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+    let answers = say(&served, &(request + last)).await;
+    assert_eq!(answers.matches(" 404 ").count(), 5_001);
+    assert!(dropped().await >= 5_001.0 - 4_096.0);
+}
+
+/// Traces change no answer. One to HTTP/1.0 without its length could be cut without anybody noticing.
+#[tokio::test]
+async fn answers_are_the_same_with_traces() {
+    let database = with_odds();
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", silent.local_addr().unwrap());
+    let plain = Service::warm(&database.dsn(), &[]).await;
+    let traced = Service::warm(&database.dsn(), &["--otlp-endpoint", &url]).await;
+    for request in [
+        "GET /nowhere HTTP/1.1",
+        "POST /v1/list HTTP/1.1",
+        "HEAD /v1/list HTTP/1.1",
+        "GET /v1/events/3?fields=event_id HTTP/1.0",
+        "GET /openapi.json HTTP/1.1",
+    ] {
+        let words = format!("{request}\r\nHost: x\r\nConnection: close\r\n\r\n");
+        let head = async |served: &Service| {
+            let answer = say(served, &words).await;
+            let (head, _) = answer.split_once("\r\n\r\n").expect("a head");
+            let lines = head.lines().filter(|line| {
+                let changes = ["date:", "etag:", "oddscache-"];
+                !changes.iter().any(|name| line.starts_with(name))
+            });
+            lines.map(str::to_owned).collect::<Vec<_>>()
+        };
+        let traced = head(&traced).await;
+        assert!(
+            traced
+                .iter()
+                .any(|line| line.starts_with("content-length:")),
+            "{traced:?}"
+        );
+        assert_eq!(head(&plain).await, traced, "{request}");
+    }
 }
 
 /// A collector with TLS is trusted if its certificate is. Here it is another service, which refuses to be written to.
@@ -317,30 +414,41 @@ async fn a_collector_with_tls_must_have_a_certificate_that_is_trusted() {
     let other = Service::start(&database.dsn(), &secure).await;
     let url = format!("https://localhost:{}", other.address().port());
     let more = ["--otlp-endpoint", &url];
-    let mut distrusts = Service::start_with(&database.dsn(), &more, &[SOON]).await;
+    let mut distrusts = Service::start_with(&database.dsn(), &more, &[]).await;
     distrusts.logs(&["traces are lost", "certificate"]).await;
     let trusted = ("OTEL_EXPORTER_OTLP_CERTIFICATE", &*root);
-    let mut trusts = Service::start_with(&database.dsn(), &more, &[SOON, trusted]).await;
+    let mut trusts = Service::start_with(&database.dsn(), &more, &[trusted]).await;
     trusts.logs(&["traces are lost", "405"]).await;
 }
 
 #[test]
-fn wrong_endpoints_and_certificates_are_refused_at_the_start() {
-    for (endpoint, file, word) in [
-        ("localhost:4318", None, "http://"),
+fn wrong_settings_are_refused_at_the_start() {
+    let right = "https://localhost";
+    let certificate = "OTEL_EXPORTER_OTLP_CERTIFICATE";
+    for (endpoint, (name, value), word) in [
+        ("localhost:4318", ("X", "x"), "http://"),
         (
             "http://user:swordfish@localhost:4318",
-            None,
+            ("X", "x"),
             "OTEL_EXPORTER_OTLP_HEADERS",
         ),
-        ("https://localhost", Some("/nowhere"), "/nowhere"),
-        ("https://localhost", Some("/dev/null"), "no certificate"),
+        (right, (certificate, "/nowhere"), "/nowhere"),
+        (right, (certificate, "/dev/null"), "no certificate"),
+        (
+            right,
+            ("OTEL_TRACES_SAMPLER", "some"),
+            "parentbased_traceidratio",
+        ),
+        (
+            right,
+            ("OTEL_EXPORTER_OTLP_HEADERS", "authorization: swordfish"),
+            "name=value",
+        ),
     ] {
         let mut command = command(&["serve", "--otlp-endpoint", endpoint]);
-        command.env("DATABASE_URL", "postgres://localhost/x");
-        if let Some(file) = file {
-            command.env("OTEL_EXPORTER_OTLP_CERTIFICATE", file);
-        }
+        command
+            .env("DATABASE_URL", "postgres://localhost/x")
+            .env(name, value);
         let ended = ended(&mut command).with(2, &[word]);
         assert!(!ended.errors.contains("swordfish"), "{ended:?}");
     }

@@ -7,9 +7,8 @@ const SECRETS: [&str; 4] = ["token", "relay-password", "relay-token", "relay-nke
 pub(crate) fn hidden(key: &str, value: &str) -> Option<String> {
     match key {
         key if SECRETS.contains(&key) => Some("***".to_owned()),
-        "relay-to" | "relay-from" | "otlp-endpoint" => {
-            value.contains('@').then(|| "***".to_owned())
-        }
+        "relay-to" | "relay-from" => value.contains('@').then(|| "***".to_owned()),
+        "otlp-endpoint" => value.contains(['@', '?']).then(|| "***".to_owned()),
         key if key.ends_with("-url") => oddscache::without_password(value),
         _ => None,
     }

@@ -3,22 +3,20 @@
 //! A line has the path, but neither the query nor a header except the id: those may hold secrets. The log's queue is
 //! bounded and drops what does not fit, so no request waits for its line.
 
-use std::{
-    pin::Pin,
-    task::{Context, Poll, ready},
-    time::Instant,
-};
+use std::time::Instant;
 
 use axum::{
-    body::{Body, Bytes, HttpBody},
+    body::HttpBody,
     extract::Request,
     http::{HeaderName, HeaderValue, Method, Version},
     middleware::Next,
     response::Response,
 };
-use hyper::body::{Frame, SizeHint};
 
-use super::address::Peer;
+use super::{
+    address::Peer,
+    watched::{Watch, watched},
+};
 
 /// The header of the id that a proxy gives a request. The answer has the same id, or one that the service made.
 pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -94,7 +92,7 @@ pub(crate) async fn log(request: Request, next: Next) -> Response {
     if let Ok(id) = HeaderValue::try_from(id) {
         response.headers_mut().insert(REQUEST_ID, id);
     }
-    response.map(|body| Body::new(Logged { body, line }))
+    response.map(|body| watched(body, line))
 }
 
 /// The path, or the beginning of a long one.
@@ -112,38 +110,12 @@ fn id_of(given: Option<&HeaderValue>) -> String {
     }
 }
 
-/// A body that counts its bytes for the log.
-struct Logged {
-    body: Body,
-    line: Line,
-}
-
-impl HttpBody for Logged {
-    type Data = Bytes;
-    type Error = axum::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
-        let is_end = frame.is_none() || self.body.is_end_stream();
-        if let Some(answer) = &mut self.line.answer {
-            let data = frame
-                .as_ref()
-                .and_then(|frame| frame.as_ref().ok()?.data_ref());
-            answer.bytes += data.map_or(0, |data| data.len() as u64);
+impl Watch for Line {
+    fn frame(&mut self, bytes: usize, is_end: bool) {
+        if let Some(answer) = &mut self.answer {
+            answer.bytes += bytes as u64;
             answer.is_whole |= is_end;
         }
-        Poll::Ready(frame)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
     }
 }
 

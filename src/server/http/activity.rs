@@ -1,18 +1,18 @@
 //! What a connection is doing, as its time-outs need to know it: `io_timeout` has their table.
 
 use std::{
-    pin::Pin,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
-    task::{Context, Poll, Waker},
+    task::Waker,
     time::Duration,
 };
 
-use axum::body::{Body, Bytes, HttpBody};
-use hyper::body::{Frame, SizeHint};
+use axum::body::Body;
 use tokio::time::Instant;
+
+use super::watched::{Watch, watched};
 
 /// The state of a connection that its time-outs depend on.
 #[derive(Debug)]
@@ -148,10 +148,7 @@ impl UnderWay {
 
     /// The same body. The answer ends when the body is dropped.
     pub(crate) fn with(self, body: Body) -> Body {
-        Body::new(Tracked {
-            body,
-            _under_way: self,
-        })
+        watched(body, self)
     }
 }
 
@@ -172,27 +169,4 @@ impl Drop for UnderWay {
     }
 }
 
-struct Tracked {
-    body: Body,
-    _under_way: UnderWay,
-}
-
-impl HttpBody for Tracked {
-    type Data = Bytes;
-    type Error = axum::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        Pin::new(&mut self.body).poll_frame(cx)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
-}
+impl Watch for UnderWay {}

@@ -26,3 +26,4 @@ pub(crate) mod tls;
 #[cfg(feature = "otlp")]
 mod trace;
 mod unix_socket;
+mod watched;

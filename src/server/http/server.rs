@@ -247,7 +247,7 @@ impl Parts {
             // Outside the log, whose ids it takes.
             #[cfg(feature = "otlp")]
             let router = match serving.traces {
-                true => router.layer(from_fn(trace::trace)),
+                true => router.layer(from_fn_with_state(serving.tls.is_some(), trace::trace)),
                 false => router,
             };
             router

@@ -10,7 +10,7 @@ pub(crate) struct LogArguments {
         long,
         global = true,
         env = "ODDSCACHE_LOG",
-        default_value = "info,tokio_postgres=warn,async_nats=warn,opentelemetry=warn,rustls=off",
+        default_value = "info,tokio_postgres=warn,async_nats=warn,opentelemetry=error,rustls=off",
         value_name = "FILTER"
     )]
     pub(crate) log: String,

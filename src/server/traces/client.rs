@@ -24,7 +24,7 @@ use rustls::{
 use tokio::{runtime::Handle, time::timeout};
 
 /// A collector that takes longer has failed. It is the default of OTLP.
-const TIMEOUT: Duration = Duration::from_secs(10);
+pub(super) const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// An idle connection is closed after this time. Batches come every 5 s.
 const IDLE: Duration = Duration::from_secs(30);
@@ -111,6 +111,7 @@ impl HttpClient for Collector {
             }
         });
         let answer = answer.await.map_err(HttpError::from).flatten();
+        let answer = answer.map(without_body_unless_taken);
         let failure = match &answer {
             Ok(answer) if answer.status().is_success() => None,
             Ok(answer) => Some(format!("it answered {}", answer.status())),
@@ -118,6 +119,14 @@ impl HttpClient for Collector {
         };
         *self.failure.lock().unwrap_or_else(PoisonError::into_inner) = failure;
         answer
+    }
+}
+
+/// The exporter would write the body of a refusal to the log. A collector may repeat in it the token that it refuses.
+fn without_body_unless_taken(answer: Response<Bytes>) -> Response<Bytes> {
+    match answer.status().is_success() {
+        true => answer,
+        false => answer.map(|_| Bytes::new()),
     }
 }
 

@@ -1,16 +1,23 @@
 //! `--otlp-endpoint`: sends traces to an OpenTelemetry collector, by OTLP over HTTP in protobuf.
 //!
-//! The spans are those of the `tracing` crate: the library's, and one for each HTTP request
-//! ([`super::http`]). A thread of the SDK collects them in a bounded queue and sends them in batches. If the queue is
-//! full, or the collector does not answer, spans are lost, counted, and nothing waits for them.
+//! The spans are those of the `tracing` crate: the library's, and one for each HTTP request ([`super::http`]). A thread of
+//! the SDK sends them in batches.
+//!
+//! # Invariants
+//! - T1: At most [`MOST_WAITING`] spans wait for the collector. Further ones are dropped, and nothing waits for them.
+//! - T2: Each span that was sampled is counted as sent, failed or dropped, but those that wait when the process ends.
 
 mod client;
+mod environment;
 
 use std::{
-    fmt, fs,
+    fmt,
     str::FromStr,
-    sync::atomic::{AtomicU64, Ordering},
-    time::Duration,
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, anyhow};
@@ -18,18 +25,21 @@ use axum::http::{
     Uri,
     uri::{InvalidUri, Scheme},
 };
-use opentelemetry::{KeyValue, trace::TracerProvider};
-use opentelemetry_otlp::{Protocol, WithExportConfig, WithHttpConfig};
+use opentelemetry::{Context as Parent, trace::TracerProvider};
+use opentelemetry_otlp::{Protocol, RetryPolicy, WithExportConfig, WithHttpConfig};
 use opentelemetry_sdk::{
     Resource,
     error::OTelSdkResult,
-    resource::{EnvResourceDetector, TelemetryResourceDetector},
-    trace::{SdkTracerProvider, SpanData, SpanExporter},
+    trace::{
+        BatchConfigBuilder, BatchSpanProcessor, SdkTracerProvider, Span, SpanData, SpanExporter,
+        SpanProcessor,
+    },
 };
 use tokio::runtime::Handle;
+use tracing::Level;
 use tracing_subscriber::{
     Layer, Registry,
-    filter::{LevelFilter, Targets},
+    filter::{LevelFilter, filter_fn},
 };
 
 use client::Collector;
@@ -40,14 +50,37 @@ const FLUSH_TIMEOUT: Duration = Duration::from_secs(3);
 /// The collector's path for traces.
 const PATH: &str = "/v1/traces";
 
+/// How many spans wait at most, with those that are being sent. With their attributes, some MiB.
+const MOST_WAITING: u64 = 4_096;
+
+/// The most spans of a request to the collector.
+const BATCH: usize = 512;
+
+/// How often a batch is sent that is not full.
+const INTERVAL: Duration = Duration::from_secs(1);
+
+/// How often the log says at most that spans are lost.
+const WARN_AGAIN: Duration = Duration::from_secs(60);
+
+static ENDED: AtomicU64 = AtomicU64::new(0);
 static SENT: AtomicU64 = AtomicU64::new(0);
 static FAILED: AtomicU64 = AtomicU64::new(0);
+static DROPPED: AtomicU64 = AtomicU64::new(0);
+
+fn add(counter: &AtomicU64, spans: u64) {
+    counter.fetch_add(spans, Ordering::Relaxed);
+}
+
+fn count(counter: &AtomicU64) -> u64 {
+    counter.load(Ordering::Relaxed)
+}
 
 #[derive(Debug, Clone, Default, clap::Args)]
 #[command(next_help_heading = "Traces")]
 pub(crate) struct TraceArguments {
     /// Send traces to this OpenTelemetry collector, by OTLP over HTTP: http://127.0.0.1:4318. The service adds
-    /// /v1/traces. The variables OTEL_* set the rest: sampler, headers, resource, batches
+    /// /v1/traces. Variables set the rest: OTEL_TRACES_SAMPLER, OTEL_TRACES_SAMPLER_ARG, OTEL_EXPORTER_OTLP_HEADERS,
+    /// OTEL_EXPORTER_OTLP_CERTIFICATE, OTEL_SERVICE_NAME, OTEL_RESOURCE_ATTRIBUTES
     #[arg(long, env = "ODDSCACHE_OTLP_ENDPOINT", value_name = "URL")]
     otlp_endpoint: Option<String>,
 }
@@ -115,7 +148,7 @@ impl Traces {
     /// Connects to nothing: a collector that is away must not keep the service from starting.
     ///
     /// # Errors
-    /// A variable OTEL_* or the file of certificates is wrong.
+    /// The URL, a variable or the file of certificates is wrong.
     pub(crate) fn start(
         arguments: &TraceArguments,
         runtime: Handle,
@@ -126,11 +159,15 @@ impl Traces {
         // Not by clap, which would repeat what is wrong.
         let endpoint =
             Endpoint::from_str(endpoint).map_err(|error| anyhow!("--otlp-endpoint: {error}"))?;
-        let collector = Collector::new(runtime, trusted()?)?;
+        let sampler = environment::sampler()?;
+        environment::check_headers()?;
+        let collector = Collector::new(runtime, environment::trusted()?)?;
         let exporter = opentelemetry_otlp::SpanExporter::builder()
             .with_http()
             .with_protocol(Protocol::HttpBinary)
             .with_endpoint(endpoint.to_string())
+            .with_timeout(client::TIMEOUT)
+            .with_retry_policy(RetryPolicy::disabled())
             .with_http_client(collector.clone())
             .build()
             .context("--otlp-endpoint")?;
@@ -138,24 +175,38 @@ impl Traces {
             endpoint,
             collector,
             exporter,
+            warned: Mutex::new(None),
         };
+        // Twice as many, so that none is dropped without being counted.
+        let batches = BatchConfigBuilder::default()
+            .with_max_queue_size(2 * MOST_WAITING as usize)
+            .with_max_export_batch_size(BATCH)
+            .with_scheduled_delay(INTERVAL)
+            .build();
+        let processor = BatchSpanProcessor::builder(exporter).with_batch_config(batches);
         let provider = SdkTracerProvider::builder()
-            .with_resource(resource())
-            .with_batch_exporter(exporter)
+            .with_resource(environment::resource())
+            .with_sampler(sampler)
+            .with_span_processor(Bounded(processor.build()))
             .build();
         Ok(Some(Traces { provider }))
     }
 
-    /// Gives the spans of this program, whatever the log's filter is, and no others: the crates that send have spans
-    /// too.
+    /// Takes the spans of this program, whatever the log's filter is, and no others: the crates that send have spans too.
+    /// Takes no messages, because an error in them may be long or have an address.
     pub(crate) fn layer(&self) -> Box<dyn Layer<Registry> + Send + Sync> {
         let tracer = self.provider.tracer(env!("CARGO_PKG_NAME"));
+        let is_ours = filter_fn(|metadata| {
+            let is_enough = *metadata.level() <= Level::DEBUG;
+            metadata.is_span() && is_enough && metadata.target().starts_with("oddscache")
+        });
         tracing_opentelemetry::layer()
             .with_tracer(tracer)
             .with_location(false)
             .with_threads(false)
             .with_tracked_inactivity(false)
-            .with_filter(Targets::new().with_target("oddscache", LevelFilter::DEBUG))
+            .with_target(false)
+            .with_filter(is_ours.with_max_level_hint(LevelFilter::DEBUG))
             .boxed()
     }
 
@@ -167,40 +218,35 @@ impl Traces {
     }
 }
 
-/// The file of certificates that the collector's must come from, if the environment names one.
-fn trusted() -> anyhow::Result<Option<Vec<u8>>> {
-    for name in [
-        "OTEL_EXPORTER_OTLP_TRACES_CERTIFICATE",
-        "OTEL_EXPORTER_OTLP_CERTIFICATE",
-    ] {
-        if let Some(path) = std::env::var_os(name).filter(|path| !path.is_empty()) {
-            let pem = fs::read(&path);
-            return Ok(Some(
-                pem.with_context(|| format!("{name}: {}", path.display()))?,
-            ));
-        }
-    }
-    Ok(None)
-}
+/// Passes spans on while not too many wait (T1).
+#[derive(Debug)]
+struct Bounded(BatchSpanProcessor);
 
-/// What the collector learns of this process. The environment overrides it.
-fn resource() -> Resource {
-    let instance = format!("{:032x}", fastrand::u128(..));
-    let resource = Resource::builder_empty()
-        .with_service_name(env!("CARGO_PKG_NAME"))
-        .with_attributes([
-            KeyValue::new("service.version", env!("CARGO_PKG_VERSION")),
-            KeyValue::new("service.instance.id", instance),
-        ])
-        .with_detectors(&[
-            Box::new(TelemetryResourceDetector),
-            Box::new(EnvResourceDetector::new()),
-        ]);
-    match std::env::var("OTEL_SERVICE_NAME") {
-        Ok(name) if !name.is_empty() => resource.with_service_name(name),
-        _ => resource,
+impl SpanProcessor for Bounded {
+    fn on_start(&self, span: &mut Span, parent: &Parent) {
+        self.0.on_start(span, parent);
     }
-    .build()
+
+    fn on_end(&self, span: SpanData) {
+        add(&ENDED, 1);
+        let settled = count(&SENT) + count(&FAILED) + count(&DROPPED);
+        if count(&ENDED).saturating_sub(settled) > MOST_WAITING {
+            return add(&DROPPED, 1);
+        }
+        self.0.on_end(span);
+    }
+
+    fn force_flush(&self) -> OTelSdkResult {
+        self.0.force_flush()
+    }
+
+    fn shutdown_with_timeout(&self, timeout: Duration) -> OTelSdkResult {
+        self.0.shutdown_with_timeout(timeout)
+    }
+
+    fn set_resource(&mut self, resource: &Resource) {
+        self.0.set_resource(resource);
+    }
 }
 
 /// Sends batches, counts their spans, and logs what fails.
@@ -209,25 +255,36 @@ struct Exporter {
     endpoint: Endpoint,
     collector: Collector,
     exporter: opentelemetry_otlp::SpanExporter,
+    warned: Mutex<Option<Instant>>,
+}
+
+impl Exporter {
+    /// Says in the log why spans are lost, once in a while.
+    fn warn(&self, error: &str) {
+        let mut warned = self.warned.lock().unwrap_or_else(PoisonError::into_inner);
+        if warned.is_none_or(|warned| warned.elapsed() >= WARN_AGAIN) {
+            *warned = Some(Instant::now());
+            tracing::warn!(
+                endpoint = %self.endpoint,
+                error,
+                failed = count(&FAILED),
+                dropped = count(&DROPPED),
+                "traces are lost: the collector did not take them"
+            );
+        }
+    }
 }
 
 impl SpanExporter for Exporter {
     async fn export(&self, batch: Vec<SpanData>) -> OTelSdkResult {
         let spans = batch.len() as u64;
         match self.exporter.export(batch).await {
-            Ok(()) => {
-                SENT.fetch_add(spans, Ordering::Relaxed);
-            }
+            Ok(()) => add(&SENT, spans),
             Err(error) => {
-                FAILED.fetch_add(spans, Ordering::Relaxed);
+                add(&FAILED, spans);
                 // The exporter's error says only that the network failed.
                 let cause = self.collector.take_failure();
-                tracing::warn!(
-                    endpoint = %self.endpoint,
-                    error = cause.unwrap_or_else(|| error.to_string()),
-                    spans,
-                    "traces are lost: the collector did not take them"
-                );
+                self.warn(&cause.unwrap_or_else(|| error.to_string()));
             }
         }
         // It is logged; the SDK would log it again.
@@ -243,11 +300,12 @@ impl SpanExporter for Exporter {
     }
 }
 
-/// How many spans the collector took and did not take since the process began.
-pub(crate) fn counts() -> [(&'static str, u64); 2] {
+/// What became of spans since the process began.
+pub(crate) fn counts() -> [(&'static str, u64); 3] {
     [
-        ("sent", SENT.load(Ordering::Relaxed)),
-        ("failed", FAILED.load(Ordering::Relaxed)),
+        ("sent", count(&SENT)),
+        ("failed", count(&FAILED)),
+        ("dropped", count(&DROPPED)),
     ]
 }
 

@@ -374,7 +374,7 @@ fn messages(text: &mut Text) {
 
 #[cfg(feature = "otlp")]
 fn spans(text: &mut Text) {
-    let help = "Spans that the collector of --otlp-endpoint took, and did not take.";
+    let help = "Spans that the collector of --otlp-endpoint took, did not take, or that were dropped because too many waited.";
     text.family("spans_total", "counter", help);
     for (result, count) in traces::counts() {
         text.sample("spans_total", &format!("result=\"{result}\""), count);
