@@ -311,6 +311,17 @@ impl Error {
         matches!(self.code(), Some(code) if conflicts.contains(&code))
     }
 
+    /// Whether the connection has ended, or is about to: the server's last message may come before its end is noticed.
+    pub(crate) fn ends_connection(&self) -> bool {
+        match self {
+            Error::Database {
+                disconnected: true, ..
+            } => true,
+            // Terminated by an administrator or at a shutdown, after a crash, by a time-out of idle sessions.
+            _ => matches!(self.code(), Some("57P01" | "57P02" | "57P05" | "25P03")),
+        }
+    }
+
     /// Whether the server refused the statement only because an earlier one in the transaction had failed.
     pub(crate) fn is_consequence(&self) -> bool {
         self.code() == Some("25P02")

@@ -274,7 +274,7 @@ impl DatabaseFollower {
 
     /// Keeps what is known for the next connection. Not if that could not resume, or if a resumed read would fail again:
     /// a read of everything has more time.
-    fn keep(&mut self, following: Following) {
+    fn keep(&mut self, following: Following, error: &Error) {
         let Following { reader, known, .. } = following;
         let may_resume = match known.is_unproven() {
             false => {
@@ -283,7 +283,8 @@ impl DatabaseFollower {
             }
             true => {
                 self.failed_resumes += 1;
-                reader.is_closed() && self.failed_resumes < MOST_FAILED_RESUMES
+                let is_lost = reader.is_closed() || error.ends_connection();
+                is_lost && self.failed_resumes < MOST_FAILED_RESUMES
             }
         };
         let is_whole = known.reload.is_none() && !self.rereads.is_on();
@@ -388,7 +389,7 @@ impl DatabaseFollower {
         match Box::pin(self.try_follow(&mut following)).await {
             Ok(()) => Ok(following),
             Err(error) => {
-                self.keep(following);
+                self.keep(following, &error);
                 Err(error)
             }
         }
