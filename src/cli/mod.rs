@@ -32,7 +32,7 @@ pub(crate) fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let settings = match settings::read(std::env::args_os().collect()) {
+    let Settings { arguments, origins } = match settings::read(std::env::args_os().collect()) {
         Ok(settings) => settings,
         Err(unusable) => return unusable.report(),
     };
@@ -43,7 +43,6 @@ pub(crate) fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let Settings { arguments, origins } = settings;
     let log = match Log::start(&arguments, &runtime) {
         Ok(log) => log,
         Err(error) => {

@@ -67,6 +67,24 @@ struct Logging {
     repeats: Repeats,
 }
 
+/// Lets a warning through once a minute at most, for what goes wrong again and again.
+#[derive(Debug, Default)]
+pub(crate) struct Seldom(Mutex<Option<Instant>>);
+
+impl Seldom {
+    const PAUSE: Duration = Duration::from_secs(60);
+
+    /// Whether to warn now. If so, the next minute begins.
+    pub(crate) fn is_due(&self) -> bool {
+        let mut warned = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_due = warned.is_none_or(|warned| warned.elapsed() >= Seldom::PAUSE);
+        if is_due {
+            *warned = Some(Instant::now());
+        }
+        is_due
+    }
+}
+
 /// Dropped at the end of the process. It then logs how many messages were held back.
 #[derive(Debug)]
 pub(crate) struct Flush;

@@ -126,6 +126,13 @@ impl Collector {
     }
 }
 
+/// A collector that takes connections and never answers, and its URL.
+fn silent() -> (TcpListener, String) {
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", silent.local_addr().unwrap());
+    (silent, url)
+}
+
 /// A request continues the trace that it names. What it asks the database has a span below its own.
 #[tokio::test]
 async fn a_collector_takes_the_spans_of_requests() {
@@ -282,8 +289,7 @@ async fn a_collector_that_is_away_delays_nothing() {
 #[tokio::test]
 async fn a_silent_collector_delays_the_end_by_seconds_only() {
     let database = with_odds();
-    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
-    let url = format!("http://{}", silent.local_addr().unwrap());
+    let (silent, url) = silent();
     let more = ["--otlp-endpoint", &url];
     let mut served = Service::start_with(&database.dsn(), &more, &[]).await;
     served.ready().await;
@@ -342,8 +348,7 @@ async fn the_collector_learns_the_token_and_the_log_does_not() {
 #[tokio::test]
 async fn spans_that_a_silent_collector_does_not_take_are_dropped_and_counted() {
     let database = with_odds();
-    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
-    let url = format!("http://{}", silent.local_addr().unwrap());
+    let (_silent, url) = silent();
     let more = ["--otlp-endpoint", &url];
     let served = Service::start_with(&database.dsn(), &more, &[]).await;
     let dropped = async || {
@@ -363,8 +368,7 @@ async fn spans_that_a_silent_collector_does_not_take_are_dropped_and_counted() {
 #[tokio::test]
 async fn answers_are_the_same_with_traces() {
     let database = with_odds();
-    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
-    let url = format!("http://{}", silent.local_addr().unwrap());
+    let (_silent, url) = silent();
     let plain = Service::warm(&database.dsn(), &[]).await;
     let traced = Service::warm(&database.dsn(), &["--otlp-endpoint", &url]).await;
     for request in [

@@ -31,12 +31,10 @@ use super::{
     tls,
     unix_socket::{self, SocketFile},
 };
+use crate::server::logging::Seldom;
 
 /// How much longer the kernel waits for a client than `stall_timeout`.
 const KERNEL_MARGIN: Duration = Duration::from_secs(30);
-
-/// How often the log says that as many connections are open as may be.
-const WARN_AGAIN: Duration = Duration::from_secs(60);
 
 /// The pause after a failed accept. Meanwhile other tasks may free what was missing, such as descriptors.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -113,8 +111,8 @@ struct Connections {
     /// Connections beyond it. Each gets one short answer, so that health checks get theirs while clients take all
     /// others.
     beyond: Pool,
-    /// When the log last said that as many connections are open as may be.
-    warned: Option<Instant>,
+    /// When the log says that as many connections are open as may be.
+    warns: Seldom,
 }
 
 /// Accepts connections until `ending`, and returns when all of them have ended.
@@ -123,7 +121,7 @@ pub(crate) async fn run(listener: Listener, shared: Shared) {
         tasks: JoinSet::new(),
         usual: Pool::new(shared.limits.most_connections),
         beyond: Pool::new(shared.limits.most_beyond),
-        warned: None,
+        warns: Seldom::default(),
     };
     let mut ending = shared.ending.clone();
     loop {
@@ -173,9 +171,7 @@ impl Connections {
             self.ended(ended);
         }
         let now = Instant::now();
-        let may_warn = self.warned.is_none_or(|warned| now - warned >= WARN_AGAIN);
-        if !self.usual.has_room() && may_warn {
-            self.warned = Some(now);
+        if !self.usual.has_room() && self.warns.is_due() {
             tracing::warn!(
                 connections = shared.limits.most_connections,
                 "as many connections are open as may be: the service closes silent ones to make room; if there are \

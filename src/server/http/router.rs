@@ -72,7 +72,7 @@ pub(crate) enum Face {
 
 impl Face {
     /// The paths that [`Face::Public`] leaves to [`Face::Operators`].
-    const OF_OPERATORS: [&'static str; 3] = ["/metrics", "/livez", "/readyz"];
+    pub(super) const OF_OPERATORS: [&'static str; 3] = ["/metrics", "/livez", "/readyz"];
 
     fn has(self, path: &str) -> bool {
         let of_operators = Face::OF_OPERATORS.contains(&path);

@@ -18,11 +18,9 @@ use tracing_opentelemetry::OpenTelemetrySpanExt;
 use super::{
     access_log::{REQUEST_ID, cut_path},
     address::Peer,
+    router::Face,
     watched::{Watch, watched},
 };
-
-/// The paths that only probes and Prometheus ask for, every few seconds.
-const OF_OPERATORS: [&str; 3] = ["/metrics", "/livez", "/readyz"];
 
 /// The header that names the caller's trace.
 const TRACE_PARENT: &str = "traceparent";
@@ -35,7 +33,8 @@ pub(crate) async fn trace(
     next: Next,
 ) -> Response {
     let route = route.as_ref().map(MatchedPath::as_str);
-    if route.is_some_and(|route| OF_OPERATORS.contains(&route)) {
+    // Only probes and Prometheus ask for these, every few seconds.
+    if route.is_some_and(|route| Face::OF_OPERATORS.contains(&route)) {
         return next.run(request).await;
     }
     let span = begin(has_tls, route, &request);

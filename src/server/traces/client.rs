@@ -1,13 +1,12 @@
 //! Sends a request to the collector.
 
 use std::{
-    error::Error as StdError,
     fmt,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
-use anyhow::{Context, bail};
+use anyhow::{Chain, Context, bail};
 use axum::http::{Request, Response};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
@@ -26,7 +25,7 @@ use tokio::{runtime::Handle, time::timeout};
 /// A collector that takes longer has failed. It is the default of OTLP.
 pub(super) const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// An idle connection is closed after this time. Batches come every 5 s.
+/// An idle connection is closed after this time. A batch comes every second while there are spans.
 const IDLE: Duration = Duration::from_secs(30);
 
 /// An answer says which spans were refused.
@@ -47,9 +46,7 @@ impl fmt::Debug for Collector {
 }
 
 impl Collector {
-    /// Trusts the certificates in `trusted`, a PEM file, or else those of the system.
-    pub(super) fn new(runtime: Handle, trusted: Option<Vec<u8>>) -> anyhow::Result<Collector> {
-        let roots = roots(trusted).context("the certificates of collectors")?;
+    pub(super) fn new(runtime: Handle, roots: RootCertStore) -> anyhow::Result<Collector> {
         let tls = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
             .with_safe_default_protocol_versions()
             .context("starting TLS")?
@@ -78,11 +75,14 @@ impl Collector {
     }
 }
 
-fn roots(trusted: Option<Vec<u8>>) -> anyhow::Result<RootCertStore> {
+/// The certificates in `trusted`, a PEM file, or else those of the system. Reads the latter for https only.
+pub(super) fn roots(is_https: bool, trusted: Option<Vec<u8>>) -> anyhow::Result<RootCertStore> {
     let mut roots = RootCertStore::empty();
     let Some(pem) = trusted else {
-        // Without any, only https fails, and says so.
-        roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+        if is_https {
+            // Without any, requests fail, and say so.
+            roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+        }
         return Ok(roots);
     };
     for certificate in CertificateDer::pem_slice_iter(&pem) {
@@ -115,7 +115,10 @@ impl HttpClient for Collector {
         let failure = match &answer {
             Ok(answer) if answer.status().is_success() => None,
             Ok(answer) => Some(format!("it answered {}", answer.status())),
-            Err(error) => Some(last(error.as_ref()).to_string()),
+            // The last cause says most: "connection refused" rather than "client error".
+            Err(error) => Chain::new(error.as_ref())
+                .last()
+                .map(|cause| cause.to_string()),
         };
         *self.failure.lock().unwrap_or_else(PoisonError::into_inner) = failure;
         answer
@@ -128,13 +131,4 @@ fn without_body_unless_taken(answer: Response<Bytes>) -> Response<Bytes> {
         true => answer,
         false => answer.map(|_| Bytes::new()),
     }
-}
-
-/// The last cause says most: "connection refused" rather than "client error".
-fn last<'a>(error: &'a (dyn StdError + 'static)) -> &'a (dyn StdError + 'static) {
-    let mut last = error;
-    while let Some(source) = last.source() {
-        last = source;
-    }
-    last
 }

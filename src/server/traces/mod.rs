@@ -13,11 +13,8 @@ mod environment;
 use std::{
     fmt,
     str::FromStr,
-    sync::{
-        Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering},
-    },
-    time::{Duration, Instant},
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
 };
 
 use anyhow::{Context, anyhow};
@@ -42,6 +39,7 @@ use tracing_subscriber::{
     filter::{LevelFilter, filter_fn},
 };
 
+use super::logging::Seldom;
 use client::Collector;
 
 /// How long the end of the process waits for the last batch.
@@ -58,9 +56,6 @@ const BATCH: usize = 512;
 
 /// How often a batch is sent that is not full.
 const INTERVAL: Duration = Duration::from_secs(1);
-
-/// How often the log says at most that spans are lost.
-const WARN_AGAIN: Duration = Duration::from_secs(60);
 
 static ENDED: AtomicU64 = AtomicU64::new(0);
 static SENT: AtomicU64 = AtomicU64::new(0);
@@ -130,6 +125,12 @@ impl FromStr for Endpoint {
     }
 }
 
+impl Endpoint {
+    fn is_https(&self) -> bool {
+        self.0.scheme() == Some(&Scheme::HTTPS)
+    }
+}
+
 impl fmt::Display for Endpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
@@ -161,7 +162,9 @@ impl Traces {
             Endpoint::from_str(endpoint).map_err(|error| anyhow!("--otlp-endpoint: {error}"))?;
         let sampler = environment::sampler()?;
         environment::check_headers()?;
-        let collector = Collector::new(runtime, environment::trusted()?)?;
+        let roots = client::roots(endpoint.is_https(), environment::trusted()?);
+        let roots = roots.context("the certificates of collectors")?;
+        let collector = Collector::new(runtime, roots)?;
         let exporter = opentelemetry_otlp::SpanExporter::builder()
             .with_http()
             .with_protocol(Protocol::HttpBinary)
@@ -175,7 +178,7 @@ impl Traces {
             endpoint,
             collector,
             exporter,
-            warned: Mutex::new(None),
+            warns: Seldom::default(),
         };
         // Twice as many, so that none is dropped without being counted.
         let batches = BatchConfigBuilder::default()
@@ -192,8 +195,8 @@ impl Traces {
         Ok(Some(Traces { provider }))
     }
 
-    /// Takes the spans of this program, whatever the log's filter is, and no others: the crates that send have spans too.
-    /// Takes no messages, because an error in them may be long or have an address.
+    /// Takes the spans of this program, whatever the log's filter is. It takes none of the crates that send. It takes no
+    /// messages, because an error in them may be long or have an address.
     pub(crate) fn layer(&self) -> Box<dyn Layer<Registry> + Send + Sync> {
         let tracer = self.provider.tracer(env!("CARGO_PKG_NAME"));
         let is_ours = filter_fn(|metadata| {
@@ -255,15 +258,13 @@ struct Exporter {
     endpoint: Endpoint,
     collector: Collector,
     exporter: opentelemetry_otlp::SpanExporter,
-    warned: Mutex<Option<Instant>>,
+    warns: Seldom,
 }
 
 impl Exporter {
     /// Says in the log why spans are lost, once in a while.
     fn warn(&self, error: &str) {
-        let mut warned = self.warned.lock().unwrap_or_else(PoisonError::into_inner);
-        if warned.is_none_or(|warned| warned.elapsed() >= WARN_AGAIN) {
-            *warned = Some(Instant::now());
+        if self.warns.is_due() {
             tracing::warn!(
                 endpoint = %self.endpoint,
                 error,

@@ -1,29 +1,28 @@
 //! Reads histories for all requests, and says what is wrong where there is none.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use axum::{http::StatusCode, response::Response};
 use oddscache::{History, HistoryError, HistoryQuery, MarketHistory};
-use tokio::time::{Duration, Instant};
 
 use super::detail::Detail;
-use crate::server::http::problem::{Reason, problem, unavailable};
-
-/// How often the log says at most that histories cannot be read.
-const WARN_AGAIN: Duration = Duration::from_secs(60);
+use crate::server::{
+    http::problem::{Reason, problem, unavailable},
+    logging::Seldom,
+};
 
 /// Reads histories, and says in the log why one cannot be read.
 #[derive(Debug, Clone)]
 pub(crate) struct Histories {
     history: History,
-    warned: Arc<Mutex<Option<Instant>>>,
+    warns: Arc<Seldom>,
 }
 
 impl Histories {
     pub(crate) fn new(history: History) -> Histories {
         Histories {
             history,
-            warned: Arc::default(),
+            warns: Arc::default(),
         }
     }
 
@@ -32,9 +31,7 @@ impl Histories {
     }
 
     fn warn(&self, error: &HistoryError) {
-        let mut warned = self.warned.lock().unwrap_or_else(PoisonError::into_inner);
-        if warned.is_none_or(|warned| warned.elapsed() >= WARN_AGAIN) {
-            *warned = Some(Instant::now());
+        if self.warns.is_due() {
             tracing::warn!(%error, "the history of a market cannot be read; the cache goes on");
         }
     }
