@@ -5,15 +5,24 @@ use std::time::Duration;
 
 use oddscache::{Status, sql::Table};
 use oddscache_testkit::{
-    Database, connect, eventually,
+    cluster::Cluster,
+    connect, eventually,
     followed::{Followed, run},
     server_has,
 };
 
-/// Follows a database without an audit, while no trigger fires.
-async fn unlogged(database: &Database) -> Followed {
+/// Follows the database of a server without an audit.
+///
+/// Tests that count what is read have a server of their own. While a transaction of any database of a server is open,
+/// what was written after its beginning is read once more.
+async fn unaudited(server: &Cluster) -> Followed {
     let never = Duration::from_secs(600_000);
-    let followed = Followed::with(&database.dsn(), |config| config.audit_cycle(never)).await;
+    Followed::with(&server.dsn("postgres"), |config| config.audit_cycle(never)).await
+}
+
+/// The same, while no trigger fires.
+async fn unlogged(server: &Cluster) -> Followed {
+    let followed = unaudited(server).await;
     for table in Table::ALL.map(Table::name) {
         followed
             .run(&format!("alter table {table} disable trigger user"))
@@ -38,7 +47,8 @@ async fn read_by(followed: &Followed, sql: &str) -> u64 {
 /// RV2, RV3: each way of writing rows. Snapshot 112 is a latest one with two markets.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn only_snapshots_with_written_rows_are_read() {
-    let followed = unlogged(&Database::seeded()).await;
+    let server = Cluster::seeded(&[]);
+    let followed = unlogged(&server).await;
     for (snapshots, sql) in [
         (1, "update market_odds set line = 77 where snapshot_id = 112"),
         (1, "delete from market_odds where id = 1121"),
@@ -78,9 +88,8 @@ async fn only_snapshots_with_written_rows_are_read() {
 /// A column that nobody reads changes nothing.
 #[tokio::test]
 async fn a_column_that_is_not_read_comes_and_goes() {
-    let never = Duration::from_secs(600_000);
-    let database = Database::seeded();
-    let followed = Followed::with(&database.dsn(), |config| config.audit_cycle(never)).await;
+    let server = Cluster::seeded(&[]);
+    let followed = unaudited(&server).await;
     let rows = followed.cache.counters().rows_read;
     for sql in [
         "alter table events add column a_note text",
@@ -105,9 +114,9 @@ async fn a_column_that_is_not_read_comes_and_goes() {
 /// RV2: a transaction that was open at the last read has a smaller id than others that had ended by then.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_transaction_that_was_open_at_the_last_read() {
-    let database = Database::seeded();
-    let followed = unlogged(&database).await;
-    let open = connect(&database.dsn()).await;
+    let server = Cluster::seeded(&[]);
+    let followed = unlogged(&server).await;
+    let open = connect(&server.dsn("postgres")).await;
     run(
         &open,
         "begin; savepoint one; update market_odds set line = 66 where snapshot_id = 112",
@@ -130,15 +139,15 @@ async fn a_transaction_that_was_open_at_the_last_read() {
 /// RV4: an equal number of older rows takes the place of others, so neither their number nor their writer tells.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn older_rows_take_the_place_of_others() {
-    let database = Database::seeded();
-    database.psql(
+    let server = Cluster::seeded(&[]);
+    server.sql(
         "create table one (like market_odds including defaults);
          create table two (like market_odds including defaults);
          insert into one (id, snapshot_id, betpawa_market_id, betpawa_market_name, outcomes) values (7000001, 112, '1', 'one', '[]');
          insert into two (id, snapshot_id, betpawa_market_id, betpawa_market_name, outcomes) values (7000001, 112, '1', 'two', '[]');
          alter table one inherit market_odds",
     );
-    let followed = unlogged(&database).await;
+    let followed = unlogged(&server).await;
     for line in 0..2 {
         followed.set_line(line).await;
         followed.check("before").await;
@@ -154,12 +163,12 @@ async fn a_table_that_is_no_heap_is_read() {
     if !server_has("ALTER TABLE ... SET ACCESS METHOD", 15) {
         return;
     }
-    let database = Database::seeded();
-    database.psql(
+    let server = Cluster::seeded(&[]);
+    server.sql(
         "create access method other type table handler heap_tableam_handler;
          alter table market_odds set access method other",
     );
-    let followed = unlogged(&database).await;
+    let followed = unlogged(&server).await;
     let held = followed.cache.stats().total_snapshots as u64;
     let sql = "update market_odds set line = 77 where snapshot_id = 112";
     assert!(read_by(&followed, sql).await >= held);
@@ -169,9 +178,8 @@ async fn a_table_that_is_no_heap_is_read() {
 /// database, not the last read.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn changes_that_are_not_logged_between_others_that_are() {
-    let never = Duration::from_secs(600_000);
-    let database = Database::seeded();
-    let followed = Followed::with(&database.dsn(), |config| config.audit_cycle(never)).await;
+    let server = Cluster::seeded(&[]);
+    let followed = unaudited(&server).await;
     followed
         .run("alter table market_odds disable trigger oddscache_update")
         .await;
@@ -208,9 +216,8 @@ async fn changes_that_are_not_logged_between_others_that_are() {
 /// RV5: all triggers were there, and their function logged nothing. Once it is repaired, everything is read again.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_feed_that_looked_whole_and_logged_nothing() {
-    let never = Duration::from_secs(600_000);
-    let database = Database::seeded();
-    let followed = Followed::with(&database.dsn(), |config| config.audit_cycle(never)).await;
+    let server = Cluster::seeded(&[]);
+    let followed = unaudited(&server).await;
     let install = std::fs::read_to_string("sql/install.sql").expect("a script");
     followed
         .step("create or replace function oddscache.log_change() returns trigger language plpgsql as 'begin return null; end'")
