@@ -131,7 +131,7 @@ impl Session {
             _ => {
                 let looked_up_at = Instant::now();
                 index::check(client, &self.names.app_schema).await?;
-                let columns = Columns::read(client, &self.names).await?;
+                let columns = Columns::read(client, None, &self.names).await?;
                 (Statements::new(&columns, &self.names)?, looked_up_at)
             }
         };

@@ -4,11 +4,18 @@
 //! statements, so behind a pooler in transaction mode one client could run the statement of another. If the pooler
 //! hands out another session (SQLSTATE 26000), the read is repeated with unprepared statements. An unprepared statement
 //! may return arrays: see [`Answer`].
+//!
+//! # Invariants
+//! - PS1: The text of a [lasting](Statement::lasting) statement depends on the configuration alone, and it reads only the
+//!   server's own catalogs. So it stays right as long as its session, and stays prepared.
+//! - PS2: All others are prepared anew when the application's tables changed, even if their texts did not. The server may
+//!   have planned them meanwhile under an older snapshot, for instance with a partition that DETACH CONCURRENTLY is
+//!   removing.
 
-use std::fmt::Write;
+use std::{collections::HashSet, fmt::Write};
 
 use bytes::BytesMut;
-use futures_util::TryStreamExt;
+use futures_util::{TryStreamExt, future::try_join_all};
 use tokio_postgres::{
     Client, Row, RowStream,
     types::{FromSql, IsNull, ToSql, Type, to_sql_checked},
@@ -24,6 +31,8 @@ pub(crate) struct Statement {
     /// The same query, returning one row with an array for each column.
     arrays: Option<String>,
     types: Vec<Type>,
+    /// See PS1.
+    lasts: bool,
 }
 
 /// The value of a parameter.
@@ -110,7 +119,8 @@ impl Prepared {
         }
     }
 
-    /// Prepares statements in the current session. Drops those that this follower prepared there before.
+    /// Prepares statements in the current session. Drops those that this follower prepared there before, but keeps the
+    /// lasting ones.
     pub(crate) async fn prepare(
         &self,
         client: &Client,
@@ -119,30 +129,36 @@ impl Prepared {
         let prefix = &self.prefix;
         let old = format!("SELECT name FROM pg_prepared_statements WHERE name LIKE '{prefix}%'");
         let rows = client.query_typed(&old, &[]).await;
-        // One batch for all, so that it takes one round trip.
-        let mut sql = String::new();
-        for row in rows.map_err(Error::database(DOING))? {
-            let name: &str = row.try_get(0).map_err(Error::database(DOING))?;
-            let _ = write!(sql, "DEALLOCATE {name};");
-        }
+        let rows = rows.map_err(Error::database(DOING))?;
+        let known = rows.iter().map(|row| row.try_get(0));
+        let known: Result<HashSet<&str>, _> = known.collect();
+        let mut known = known.map_err(Error::database(DOING))?;
+        let mut prepare = Vec::new();
         for Statement {
             name,
             sql: query,
             types,
+            lasts,
             ..
         } in statements
         {
+            let name = format!("{prefix}{name}");
+            if *lasts && known.remove(name.as_str()) {
+                continue;
+            }
             let types: Vec<&str> = types.iter().map(Type::name).collect();
             let types = match types.as_slice() {
                 [] => String::new(),
                 types => format!("({})", types.join(", ")),
             };
-            let _ = write!(sql, "PREPARE {prefix}{name}{types} AS {query};");
+            prepare.push(format!("PREPARE {name}{types} AS {query}"));
         }
-        client
-            .batch_execute(&sql)
-            .await
-            .map_err(Error::database(DOING))
+        let drop = known.iter().map(|name| format!("DEALLOCATE {name}"));
+        let batches: Vec<String> = drop.chain(prepare).collect();
+        // Sent at once, so they take one round trip. In one batch, the server would keep all of its text with each.
+        let batches = batches.iter().map(|sql| client.batch_execute(sql));
+        let done = try_join_all(batches).await;
+        done.map(|_| ()).map_err(Error::database(DOING))
     }
 }
 
@@ -152,12 +168,20 @@ impl Statement {
         sql: String,
         types: impl IntoIterator<Item = Type>,
     ) -> Statement {
-        let types = types.into_iter().collect();
         Statement {
             name,
             sql,
             arrays: None,
-            types,
+            types: types.into_iter().collect(),
+            lasts: false,
+        }
+    }
+
+    /// One without parameters that stays prepared. The caller sees to it that PS1 holds.
+    pub(crate) fn lasting(name: &'static str, sql: String) -> Statement {
+        Statement {
+            lasts: true,
+            ..Statement::new(name, sql, [])
         }
     }
 

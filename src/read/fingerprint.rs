@@ -19,7 +19,10 @@ use tokio_postgres::Client;
 
 use crate::{
     error::Error,
-    postgres::{quote::literal, statement::Statement},
+    postgres::{
+        quote::literal,
+        statement::{Prepared, Statement},
+    },
     read::schema::Names,
     sql::Table,
 };
@@ -46,9 +49,18 @@ const DOING: &str = "reading the catalog";
 const FIRST_OF_USERS: u32 = 16_384;
 
 impl Watched {
+    /// What [`Watched::find`] runs.
+    pub(crate) fn statement(names: &Names) -> Statement {
+        Statement::lasting("watched", find(names))
+    }
+
     /// Finds the objects in the current transaction. Reads catalogs only.
-    pub(crate) async fn find(client: &Client, names: &Names) -> Result<Watched, Error> {
-        let rows = client.query_typed(&find(names), &[]).await;
+    pub(crate) async fn find(
+        client: &Client,
+        prepared: Option<&Prepared>,
+        names: &Names,
+    ) -> Result<Watched, Error> {
+        let rows = Watched::statement(names).rows(client, prepared, &[]).await;
         let rows = rows.map_err(Error::database(DOING))?;
         let row = rows
             .first()
@@ -95,7 +107,7 @@ struct Found {
     log: String,
     /// The indexes of these.
     indexes: String,
-    /// The functions of the feed.
+    /// The functions of the feed that the triggers and the follower call.
     functions: String,
     /// The enums that a column's type is or contains. This list and the next two are usually empty.
     enums: String,
@@ -113,10 +125,10 @@ struct Found {
 /// "Tables" leaves out plain child tables and partitions that are being detached, as `pg_partition_tree` in
 /// [`Found::tables_now`] does. Both lists must agree while nothing changes.
 ///
-/// A type that comes with PostgreSQL contains none that somebody created, so `used` leaves those out.
+/// OFFSET 0 keeps each look into a catalog apart, so that the server makes it by an index. A database may have very many
+/// tables. A type that comes with PostgreSQL contains none that somebody created, so `used` leaves those out.
 fn find(names: &Names) -> String {
     // `leaving` marks a partition that DETACH CONCURRENTLY is still removing, and all partitions below it.
-    let tables = Table::ALL.map(|table| literal(table.name()));
     format!(
         "WITH RECURSIVE node AS (\
            SELECT c.oid, 0::oid AS parent, c.relkind, false AS leaving FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
@@ -141,21 +153,25 @@ fn find(names: &Names) -> String {
          SELECT (SELECT string_agg(oid::text, ',') FROM node WHERE parent = 0), \
            (SELECT string_agg(oid::text, ',') FROM node), \
            (SELECT string_agg(oid::text, ',') FROM log), \
-           (SELECT string_agg(i.indexrelid::text, ',') FROM log JOIN pg_index i ON i.indrelid = log.oid), \
-           (SELECT string_agg(p.oid::text, ',') FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace WHERE n.nspname = {cache}), \
-           concat_ws(' ', (SELECT string_agg(oid::text, ',' ORDER BY oid) FROM node JOIN pg_class c USING (oid) \
-             WHERE parent = 0 OR c.relispartition AND NOT leaving), \
+           (SELECT string_agg(i.indexrelid::text, ',') FROM log CROSS JOIN LATERAL (\
+             SELECT indexrelid FROM pg_index WHERE indrelid = log.oid OFFSET 0) i), \
+           (SELECT string_agg(p.oid::text, ',') FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace \
+             WHERE n.nspname = {cache} AND p.proname IN ('log_change', 'feed_version')), \
+           concat_ws(' ', (SELECT string_agg(oid::text, ',' ORDER BY oid) FROM node CROSS JOIN LATERAL (\
+             SELECT relispartition FROM pg_class WHERE oid = node.oid OFFSET 0) c \
+             WHERE parent = 0 OR relispartition AND NOT leaving), \
              (SELECT string_agg((SELECT coalesce(string_agg(l.enumlabel, ',' ORDER BY l.enumsortorder), '') \
                FROM pg_enum l WHERE l.enumtypid = enum.oid), ' ' ORDER BY oid) FROM enum WHERE nameable)), \
            (SELECT string_agg(oid::text, ',') FROM node WHERE relkind = 'p'), \
            (SELECT string_agg(oid::text, ',') FROM enum), \
            (SELECT string_agg(t.typrelid::text, ',') FROM used JOIN pg_type t USING (oid) WHERE t.typrelid <> 0), \
-           (SELECT string_agg(d.oid::text, ',') FROM node JOIN pg_attribute a ON a.attrelid = node.oid AND a.attgenerated = 'v' \
+           (SELECT string_agg(d.oid::text, ',') FROM node CROSS JOIN LATERAL (\
+             SELECT attrelid, attnum FROM pg_attribute WHERE attrelid = node.oid AND attgenerated = 'v' OFFSET 0) a \
              JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum), \
            (SELECT string_agg(format('enum_range(NULL::%s)', format_type(oid, NULL)), chr(10) ORDER BY oid) FROM enum WHERE nameable)",
         app = literal(&names.app_schema),
         cache = literal(&names.cache_schema),
-        tables = tables.join(", "),
+        tables = Table::literals(),
     )
 }
 
@@ -216,7 +232,7 @@ impl Found {
                UNION ALL SELECT format('trigger %s %s %s %s %s', oid, tgrelid, xmin, tgenabled, tgfoid) FROM pg_trigger \
                  WHERE tgrelid = ANY('{{{nodes}}}'::oid[]) AND tgfoid = ANY('{{{functions}}}'::oid[]) \
                UNION ALL SELECT format('function %s %s', oid, xmin) FROM pg_proc \
-                 WHERE oid = ANY('{{{functions}}}'::oid[]) AND proname IN ('log_change', 'feed_version') \
+                 WHERE oid = ANY('{{{functions}}}'::oid[]) \
                UNION ALL SELECT format('index %s %s', indrelid, indexrelid) FROM pg_index \
                  WHERE indrelid = ANY('{{{log}}}'::oid[]){types}) AS items (item)",
             locked = locked.join(", "),

@@ -65,7 +65,7 @@ use crate::{
         preflight::Feed,
         rows::{Reader, RowCounters},
         sample::Sample,
-        schema::Catalog,
+        schema::{Catalog, Columns},
         source::Source,
         transaction::ReadStart,
         unreadable::{Key, Search, Unreadable},
@@ -302,7 +302,7 @@ pub(crate) async fn everything(
 ) -> Result<(ReadState, Done), Error> {
     let search = unreadable.begin();
     let row_counters = RowCounters::default();
-    let schema = Box::pin(Schema::load(source)).await?;
+    let schema = Box::pin(Schema::load(source, None)).await?;
     let cursor = match source.names.need_feed {
         true => Some(start_of_log(source, &start).await?),
         false => None,
@@ -374,7 +374,9 @@ impl Schema {
     ///
     /// Later reads only compare fingerprints. So this fingerprint must come from the transaction in which the feed was
     /// checked and found complete.
-    async fn load(source: Source<'_>) -> Result<Schema, Error> {
+    ///
+    /// `prepared` is given if the session knows the [`Schema::statements`].
+    async fn load(source: Source<'_>, prepared: Option<&Prepared>) -> Result<Schema, Error> {
         let Source {
             client,
             config,
@@ -385,10 +387,10 @@ impl Schema {
             .batch_execute(&names.warmup_bounds)
             .await
             .map_err(Error::database(BEGIN))?;
-        let feed = preflight::check(client, config, names.need_feed).await?;
-        let catalog = Catalog::read(client, names).await?;
-        let watched = Watched::find(client, names).await?;
-        let partitions = Partitions::read(client, names, &watched).await?;
+        let feed = preflight::check(client, prepared, config, names.need_feed).await?;
+        let catalog = Catalog::read(client, prepared, names).await?;
+        let watched = Watched::find(client, prepared, names).await?;
+        let partitions = Partitions::read(client, prepared, names, &watched).await?;
         Ok(Schema {
             feed,
             catalog,
@@ -410,6 +412,20 @@ impl Schema {
         self.partitions.all_of(self.feed.as_ref()?.gaps.as_ref()?)
     }
 
+    /// What [`Schema::load`] runs, but what depends on the state of the tables. To plan these takes several times as long
+    /// as to run them.
+    fn statements(source: Source<'_>) -> impl Iterator<Item = Statement> {
+        let names = source.names;
+        let others = [
+            Columns::statement(names),
+            Watched::statement(names),
+            Partitions::statement(names),
+        ];
+        preflight::statements(source.config)
+            .into_iter()
+            .chain(others)
+    }
+
     /// Prepares the statements of a read of changes.
     async fn prepare(
         &self,
@@ -421,7 +437,9 @@ impl Schema {
         let per_read = [&source.names.cut, &watched.fingerprint, &watched.tables_now];
         let statements = per_read.into_iter().chain(self.catalog.prepared());
         let log = reads_log.then_some(&self.new_log_rows);
-        prepared.prepare(source.client, statements.chain(log)).await
+        let of_load: Vec<Statement> = Schema::statements(source).collect();
+        let statements = statements.chain(log).chain(&of_load);
+        prepared.prepare(source.client, statements).await
     }
 }
 
@@ -609,7 +627,7 @@ async fn read_changes(
     // A new session does not know the statements yet.
     let known = prepared.filter(|_| !state.unproven);
     let opened = open(source, known, state).await?;
-    let news = match Box::pin(opened.news(source, state, draft)).await? {
+    let news = match Box::pin(opened.news(source, known, state, draft)).await? {
         Ok(news) => news,
         Err((reason, start)) => return Ok(Read::Reload(reason, start)),
     };
@@ -878,6 +896,7 @@ impl Opened {
     async fn news(
         self,
         source: Source<'_>,
+        prepared: Option<&Prepared>,
         state: &ReadState,
         draft: &Draft,
     ) -> Result<Result<News, (Reload, Box<ReadStart>)>, Error> {
@@ -937,7 +956,7 @@ impl Opened {
         let mut schema = None;
         if !is_same {
             // `touched` explains each difference between the old and the new facts (KP1 of `partitions`).
-            let now = Box::pin(Schema::load(source)).await?;
+            let now = Box::pin(Schema::load(source, prepared)).await?;
             let reads = |table, column: &str| now.catalog.reads(table, column);
             let Some(changed) = before.partitions.touched(&now.partitions, reads) else {
                 return reload(ReloadReason::Catalog.into(), start);

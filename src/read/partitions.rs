@@ -20,7 +20,10 @@ use tokio_postgres::{Client, Row};
 use crate::{
     error::Error,
     model::Micros,
-    postgres::quote::literal,
+    postgres::{
+        quote::literal,
+        statement::{Prepared, Statement},
+    },
     read::{change_log::ChangeSet, fingerprint::Watched, rows::optional_time, schema::Names},
     sql::Table,
     store::draft::Draft,
@@ -83,9 +86,15 @@ pub(crate) struct Touched {
 }
 
 impl Partitions {
+    /// What [`Partitions::read`] runs, beside the facts.
+    pub(crate) fn statement(names: &Names) -> Statement {
+        Statement::lasting("partitions", nodes(names))
+    }
+
     /// Reads them in the current transaction.
     pub(crate) async fn read(
         client: &Client,
+        prepared: Option<&Prepared>,
         names: &Names,
         watched: &Watched,
     ) -> Result<Partitions, Error> {
@@ -98,7 +107,8 @@ impl Partitions {
             facts.insert(fact);
             sum += i128::from(hash);
         }
-        let nodes = client.query_typed(&nodes(names), &[]).await;
+        let nodes = Partitions::statement(names);
+        let nodes = nodes.rows(client, prepared, &[]).await;
         let nodes = nodes.map_err(Error::database(DOING))?;
         let nodes: Result<Vec<_>, _> = nodes.iter().map(node).collect();
         let nodes = nodes.map_err(Error::database(DOING))?;
@@ -261,7 +271,6 @@ fn column(fact: &str) -> Option<&str> {
 /// Bounds are known if both are missing or are common times, printed and read by the same session. Without
 /// MATERIALIZED the server would print and match those of each partition five times.
 fn nodes(names: &Names) -> String {
-    let tables = Table::ALL.map(|table| literal(table.name()));
     let time = |group: &str| {
         format!(
             "CASE WHEN bounds IS NULL THEN NULL WHEN type = 'timestamptz'::regtype THEN (bounds[{group}])::timestamptz \
@@ -288,7 +297,7 @@ fn nodes(names: &Names) -> String {
         time("1"),
         time("2"),
         app = literal(&names.app_schema),
-        tables = tables.join(", "),
+        tables = Table::literals(),
         snapshots = literal(Table::OddsSnapshots.name()),
     )
 }

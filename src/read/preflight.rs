@@ -1,6 +1,6 @@
 //! Checks that everything the follower relies on is there. An error names what is missing and the way out.
 
-use tokio_postgres::{Client, Row, types::Type};
+use tokio_postgres::{Client, Row};
 
 use crate::{
     config::Config,
@@ -8,8 +8,9 @@ use crate::{
     metrics::status::Fault,
     postgres::{
         connection::{Access, Connection},
-        quote::quote,
+        quote::{literal, quote},
         server_version::Major,
+        statement::{Prepared, Statement},
     },
     sql::{FEED_VERSION, FEED_VERSIONS, Table},
 };
@@ -38,16 +39,27 @@ pub(crate) const DATABASE: &str = "SELECT pg_catalog.concat_ws(' ', s.system_ide
 /// only catalogs, in the current transaction, whose search path must be pinned. `None` if the feed is not needed.
 pub(crate) async fn check(
     client: &Client,
+    prepared: Option<&Prepared>,
     config: &Config,
     need_feed: bool,
 ) -> Result<Option<Feed>, Error> {
-    check_tables(client, config).await?;
+    check_tables(client, prepared, config).await?;
     if !need_feed {
         return Ok(None);
     }
-    let mut feed = check_feed(client, config).await?;
-    (feed.faults, feed.gaps) = check_triggers(client, config).await?;
+    let mut feed = check_feed(client, prepared, config).await?;
+    (feed.faults, feed.gaps) = check_triggers(client, prepared, config).await?;
     Ok(Some(feed))
+}
+
+/// What [`check`] runs, but what the feed says of itself.
+pub(crate) fn statements(config: &Config) -> [Statement; 4] {
+    [
+        tables_statement(config),
+        feed_statement(config),
+        gaps_statement(config),
+        outside_statement(config),
+    ]
 }
 
 /// The same in a transaction of its own, which pins the search path. So neither the role's path nor objects that others
@@ -63,7 +75,7 @@ pub(crate) async fn check_first(
         .await
         .map_err(Error::database(DOING))?;
     check_version(client).await?;
-    let feed = check(client, config, need_feed).await?;
+    let feed = check(client, None, config, need_feed).await?;
     client
         .batch_execute("COMMIT")
         .await
@@ -90,21 +102,26 @@ fn column<'r, T: tokio_postgres::types::FromSql<'r>>(
     row.try_get(index).map_err(Error::database(DOING))
 }
 
-async fn check_tables(client: &Client, config: &Config) -> Result<(), Error> {
-    let sql = "SELECT t.name, c.oid IS NOT NULL, coalesce(has_schema_privilege(n.oid, 'USAGE'), false), \
+fn tables_statement(config: &Config) -> Statement {
+    let sql = format!(
+        "SELECT t.name, c.oid IS NOT NULL, coalesce(has_schema_privilege(n.oid, 'USAGE'), false), \
          coalesce(has_table_privilege(c.oid, 'SELECT'), false), coalesce(row_security_active(c.oid), false), current_user::text \
-         FROM unnest($2) WITH ORDINALITY AS t(name, position) LEFT JOIN pg_namespace n ON n.nspname = $1 \
+         FROM unnest(ARRAY[{}]) WITH ORDINALITY AS t(name, position) LEFT JOIN pg_namespace n ON n.nspname = {} \
          LEFT JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = t.name AND c.relkind IN ('r', 'p') \
-         ORDER BY t.position";
-    let tables = Table::names();
-    let parameters: [(&(dyn tokio_postgres::types::ToSql + Sync), Type); 2] = [
-        (&config.app_schema, Type::TEXT),
-        (&tables, Type::TEXT_ARRAY),
-    ];
-    let rows = client
-        .query_typed(sql, &parameters)
-        .await
-        .map_err(Error::database(DOING))?;
+         ORDER BY t.position",
+        Table::literals(),
+        literal(&config.app_schema),
+    );
+    Statement::lasting("tables", sql)
+}
+
+async fn check_tables(
+    client: &Client,
+    prepared: Option<&Prepared>,
+    config: &Config,
+) -> Result<(), Error> {
+    let rows = tables_statement(config).rows(client, prepared, &[]).await;
+    let rows = rows.map_err(Error::database(DOING))?;
     for row in &rows {
         let table = format!("{}.{}", quote(&config.app_schema), quote(column(row, 0)?));
         // In this order, because the role has no right on a table that does not exist.
@@ -137,9 +154,9 @@ async fn check_tables(client: &Client, config: &Config) -> Result<(), Error> {
     Ok(())
 }
 
-/// Checks that the feed's objects exist and that the role may use them. Returns what [`feed_state`] says.
-async fn check_feed(client: &Client, config: &Config) -> Result<Feed, Error> {
-    let sql = "SELECT coalesce(has_schema_privilege(n.oid, 'USAGE'), false), \
+fn feed_statement(config: &Config) -> Statement {
+    let sql = format!(
+        "SELECT coalesce(has_schema_privilege(n.oid, 'USAGE'), false), \
          l.oid IS NOT NULL, coalesce(has_table_privilege(l.oid, 'SELECT'), false), \
          s.oid IS NOT NULL, coalesce(has_table_privilege(s.oid, 'SELECT'), false), \
          f.oid IS NOT NULL, coalesce(has_function_privilege(f.oid, 'EXECUTE'), false), current_user::text, \
@@ -148,17 +165,26 @@ async fn check_feed(client: &Client, config: &Config) -> Result<Feed, Error> {
          LEFT JOIN pg_class l ON l.relnamespace = n.oid AND l.relname = 'change_log' \
          LEFT JOIN pg_class s ON s.relnamespace = n.oid AND s.relname = 'log_state' \
          LEFT JOIN pg_proc f ON f.pronamespace = n.oid AND f.proname = 'feed_version' AND f.pronargs = 0 \
-         WHERE n.nspname = $1";
+         WHERE n.nspname = {}",
+        literal(&config.cache_schema),
+    );
+    Statement::lasting("feed_objects", sql)
+}
+
+/// Checks that the feed's objects exist and that the role may use them. Returns what [`feed_state`] says.
+async fn check_feed(
+    client: &Client,
+    prepared: Option<&Prepared>,
+    config: &Config,
+) -> Result<Feed, Error> {
     let schema = &config.cache_schema;
     let missing = |object| Error::FeedMissing {
         schema: schema.clone(),
         object,
     };
-    let row = client
-        .query_typed(sql, &[(schema, Type::TEXT)])
-        .await
-        .map_err(Error::database(DOING))?;
-    let row = row
+    let rows = feed_statement(config).rows(client, prepared, &[]).await;
+    let rows = rows.map_err(Error::database(DOING))?;
+    let row = rows
         .first()
         .ok_or_else(|| missing("objects, for it does not exist itself"))?;
     let role: String = column(row, 7)?;
@@ -241,13 +267,19 @@ async fn feed_state(client: &Client, config: &Config) -> Result<Feed, Error> {
     })
 }
 
-/// Begins a query on `node`: the tables of $2 in schema $1 (`root`), and all below them but temporary ones, which belong
-/// to one session.
-const NODES: &str = "WITH RECURSIVE node AS (\
-       SELECT c.oid, true AS root FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
-       WHERE n.nspname = $1 AND c.relname = ANY($2) AND c.relkind IN ('r', 'p') \
-       UNION SELECT i.inhrelid, false FROM pg_inherits i JOIN node ON node.oid = i.inhparent \
-       JOIN pg_class c ON c.oid = i.inhrelid AND c.relpersistence <> 't')";
+/// Begins a query on `node`: the application's tables (`root`), and all below them but temporary ones, which belong to
+/// one session.
+fn nodes(config: &Config) -> String {
+    format!(
+        "WITH RECURSIVE node AS (\
+           SELECT c.oid, true AS root FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
+           WHERE n.nspname = {} AND c.relname IN ({}) AND c.relkind IN ('r', 'p') \
+           UNION SELECT i.inhrelid, false FROM pg_inherits i JOIN node ON node.oid = i.inhparent \
+           JOIN pg_class c ON c.oid = i.inhrelid AND c.relpersistence <> 't')",
+        literal(&config.app_schema),
+        Table::literals(),
+    )
+}
 
 /// What keeps the triggers of a table or partition from logging every change.
 #[derive(Debug, Default)]
@@ -311,33 +343,36 @@ impl Gap {
     }
 }
 
-/// Finds the tables and partitions with changes that no trigger logs. Leaves out foreign tables, whose changes no
+/// Selects the tables and partitions with their triggers, by kind of change. Leaves out foreign tables, whose changes no
 /// trigger can log.
-async fn gaps(client: &Client, config: &Config) -> Result<Vec<Gap>, Error> {
+fn gaps_statement(config: &Config) -> Statement {
     // Bits of `tgtype`: 1 marks a row trigger, which the feed does not have; 4 to 32 are the kinds of change. One
     // trigger that always fires is enough, hence `bool_or`.
     let sql = format!(
-        "{NODES} \
+        "{} \
          SELECT node.oid::regclass::text, op.name, bool_or(t.tgenabled = 'A'), bool_or(t.tgenabled <> 'D'), \
            coalesce(array_agg(quote_ident(t.tgname)) FILTER (WHERE t.oid IS NOT NULL), '{{}}'), \
            EXISTS (SELECT FROM pg_subscription_rel s WHERE s.srrelid = node.oid), node.oid \
          FROM node JOIN pg_class c ON c.oid = node.oid AND c.relkind <> 'f' \
          CROSS JOIN (VALUES ('insert', 4), ('delete', 8), ('update', 16), ('truncate', 32)) AS op(name, bit) \
          LEFT JOIN (pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid AND p.proname = 'log_change' \
-           JOIN pg_namespace n ON n.oid = p.pronamespace AND n.nspname = $3) \
+           JOIN pg_namespace n ON n.oid = p.pronamespace AND n.nspname = {}) \
            ON t.tgrelid = node.oid AND t.tgtype & op.bit <> 0 AND t.tgtype & 1 = 0 \
-         GROUP BY node.oid, node.root, op.name ORDER BY node.root DESC, 1, op.name"
+         GROUP BY node.oid, node.root, op.name ORDER BY node.root DESC, 1, op.name",
+        nodes(config),
+        literal(&config.cache_schema),
     );
-    let tables = Table::names();
-    let parameters: [(&(dyn tokio_postgres::types::ToSql + Sync), Type); 3] = [
-        (&config.app_schema, Type::TEXT),
-        (&tables, Type::TEXT_ARRAY),
-        (&config.cache_schema, Type::TEXT),
-    ];
-    let rows = client
-        .query_typed(&sql, &parameters)
-        .await
-        .map_err(Error::database(DOING))?;
+    Statement::lasting("gaps", sql)
+}
+
+/// Finds the tables and partitions with changes that no trigger logs.
+async fn gaps(
+    client: &Client,
+    prepared: Option<&Prepared>,
+    config: &Config,
+) -> Result<Vec<Gap>, Error> {
+    let rows = gaps_statement(config).rows(client, prepared, &[]).await;
+    let rows = rows.map_err(Error::database(DOING))?;
     let mut gaps: Vec<Gap> = Vec::new();
     for row in &rows {
         let table: String = column(row, 0)?;
@@ -369,10 +404,11 @@ async fn gaps(client: &Client, config: &Config) -> Result<Vec<Gap>, Error> {
 /// The faults because of which some changes are not logged, and [`Feed::gaps`].
 async fn check_triggers(
     client: &Client,
+    prepared: Option<&Prepared>,
     config: &Config,
 ) -> Result<(Vec<Fault>, Option<Vec<u32>>), Error> {
-    let gaps = gaps(client, config).await?;
-    let outside = parents_outside(client, config).await?;
+    let gaps = gaps(client, prepared, config).await?;
+    let outside = parents_outside(client, prepared, config).await?;
     let has_fault = |gap: &&Gap| gap.faults().next().is_some();
     let ids = gaps.iter().filter(has_fault).map(|gap| gap.id).collect();
     let ids = outside.is_empty().then_some(ids);
@@ -389,20 +425,24 @@ async fn check_triggers(
     Ok((faults, ids))
 }
 
+fn outside_statement(config: &Config) -> Statement {
+    let sql = format!(
+        "{} \
+         SELECT i.inhparent::regclass::text, c.oid::regclass::text, c.relispartition FROM pg_inherits i \
+         JOIN pg_class c ON c.oid = i.inhrelid WHERE i.inhrelid IN (SELECT oid FROM node) AND i.inhparent NOT IN (SELECT oid FROM node) ORDER BY 1, 2",
+        nodes(config),
+    );
+    Statement::lasting("parents_outside", sql)
+}
+
 /// The tables that have one of the application's tables below them, or a table below one, and are neither themselves. A
 /// statement that names such a parent changes the child's rows, and fires no trigger of the feed.
-async fn parents_outside(client: &Client, config: &Config) -> Result<Vec<Fault>, Error> {
-    let sql = format!(
-        "{NODES} \
-         SELECT i.inhparent::regclass::text, c.oid::regclass::text, c.relispartition FROM pg_inherits i \
-         JOIN pg_class c ON c.oid = i.inhrelid WHERE i.inhrelid IN (SELECT oid FROM node) AND i.inhparent NOT IN (SELECT oid FROM node) ORDER BY 1, 2"
-    );
-    let tables = Table::names();
-    let parameters: [(&(dyn tokio_postgres::types::ToSql + Sync), Type); 2] = [
-        (&config.app_schema, Type::TEXT),
-        (&tables, Type::TEXT_ARRAY),
-    ];
-    let rows = client.query_typed(&sql, &parameters).await;
+async fn parents_outside(
+    client: &Client,
+    prepared: Option<&Prepared>,
+    config: &Config,
+) -> Result<Vec<Fault>, Error> {
+    let rows = outside_statement(config).rows(client, prepared, &[]).await;
     let rows = rows.map_err(Error::database(DOING))?;
     let fault = |row: &Row| {
         let (parent, table): (&str, &str) = (column(row, 0)?, column(row, 1)?);

@@ -12,7 +12,11 @@ use crate::{
     config::Config,
     error::Error,
     model::MOST_CHARACTERS,
-    postgres::{connection::millis, quote::quote, statement::Statement},
+    postgres::{
+        connection::millis,
+        quote::{literal, quote},
+        statement::{Prepared, Statement},
+    },
     sql::Table,
 };
 
@@ -276,23 +280,13 @@ pub(crate) struct Columns<'n> {
 
 impl<'n> Columns<'n> {
     /// Reads the column types in the current transaction.
-    pub(crate) async fn read(client: &Client, names: &'n Names) -> Result<Columns<'n>, Error> {
-        // A column of a domain counts as one of its base type, which may be a domain, too.
-        let sql = "SELECT c.relname::text, a.attname::text, CASE WHEN t.typtype <> 'd' THEN t.typname::text ELSE (\
-               WITH RECURSIVE base AS (SELECT t.typname, t.typbasetype \
-               UNION ALL SELECT b.typname, b.typbasetype FROM base JOIN pg_type b ON b.oid = base.typbasetype) \
-               SELECT typname::text FROM base WHERE typbasetype = 0) END \
-             FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace JOIN pg_attribute a ON a.attrelid = c.oid \
-             JOIN pg_type t ON t.oid = a.atttypid \
-             WHERE n.nspname = $1 AND c.relname = ANY($2) AND c.relkind IN ('r', 'p') AND a.attnum > 0 AND NOT a.attisdropped";
-        let tables = Table::names();
-        let rows = client
-            .query_typed(
-                sql,
-                &[(&names.app_schema, Type::TEXT), (&tables, Type::TEXT_ARRAY)],
-            )
-            .await
-            .map_err(Error::database("reading the catalog"))?;
+    pub(crate) async fn read(
+        client: &Client,
+        prepared: Option<&Prepared>,
+        names: &'n Names,
+    ) -> Result<Columns<'n>, Error> {
+        let rows = Columns::statement(names).rows(client, prepared, &[]).await;
+        let rows = rows.map_err(Error::database("reading the catalog"))?;
         let mut types = HashMap::new();
         for row in rows {
             let get = |index| {
@@ -308,6 +302,23 @@ impl<'n> Columns<'n> {
             types,
             looked_up: RefCell::default(),
         })
+    }
+
+    /// What [`Columns::read`] runs.
+    pub(crate) fn statement(names: &Names) -> Statement {
+        // A column of a domain counts as one of its base type, which may be a domain, too.
+        let sql = format!(
+            "SELECT c.relname::text, a.attname::text, CASE WHEN t.typtype <> 'd' THEN t.typname::text ELSE (\
+               WITH RECURSIVE base AS (SELECT t.typname, t.typbasetype \
+               UNION ALL SELECT b.typname, b.typbasetype FROM base JOIN pg_type b ON b.oid = base.typbasetype) \
+               SELECT typname::text FROM base WHERE typbasetype = 0) END \
+             FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace JOIN pg_attribute a ON a.attrelid = c.oid \
+             JOIN pg_type t ON t.oid = a.atttypid \
+             WHERE n.nspname = {} AND c.relname IN ({}) AND c.relkind IN ('r', 'p') AND a.attnum > 0 AND NOT a.attisdropped",
+            literal(&names.app_schema),
+            Table::literals(),
+        );
+        Statement::lasting("columns", sql)
     }
 
     pub(crate) fn get(&self, table: Table, column: &str) -> Option<&str> {
@@ -433,8 +444,12 @@ impl Catalog {
     ///
     /// # Errors
     /// [`Error::MissingColumn`], [`Error::WrongType`], an error of the server.
-    pub(crate) async fn read(client: &Client, names: &Names) -> Result<Catalog, Error> {
-        let columns = Columns::read(client, names).await?;
+    pub(crate) async fn read(
+        client: &Client,
+        prepared: Option<&Prepared>,
+        names: &Names,
+    ) -> Result<Catalog, Error> {
+        let columns = Columns::read(client, prepared, names).await?;
         let mut catalog = Catalog::build(&columns)?;
         catalog.columns = columns.looked_up.into_inner();
         Ok(catalog)

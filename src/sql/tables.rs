@@ -69,8 +69,10 @@ impl Table {
         matches!(self, Table::MarketOdds | Table::CompetitorMarketOdds)
     }
 
-    /// The names of all tables, in the order of [`Table::ALL`], as parameters of a query.
-    pub(crate) fn names() -> Vec<&'static str> {
-        Table::ALL.map(Table::name).to_vec()
+    /// The names of all tables, in the order of [`Table::ALL`], as SQL constants.
+    pub(crate) fn literals() -> String {
+        Table::ALL
+            .map(|table| format!("'{}'", table.name()))
+            .join(", ")
     }
 }

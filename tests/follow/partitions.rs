@@ -1,6 +1,8 @@
 //! `odds_snapshots` is partitioned. Statements write directly into partitions, and partitions come and go.
 
-use oddscache_testkit::{Database, followed::Followed, psql};
+use std::collections::HashSet;
+
+use oddscache_testkit::{Database, cluster::Cluster, followed::Followed, psql};
 
 use crate::{By, changes, step};
 
@@ -185,6 +187,49 @@ async fn a_partition_that_comes_or_goes_costs_what_it_holds() {
     // Detached, the snapshot before it is the latest, and its markets are read. Attached again, its own are.
     assert_eq!(now.snapshots_read, before.snapshots_read + 2);
     assert_eq!(now.reloads, 1);
+}
+
+/// PS1, PS2: to plan the statements that look at the catalog takes several times as long as to run them. They stay
+/// prepared, and all others are prepared anew.
+#[tokio::test]
+async fn what_reads_the_catalog_stays_prepared() {
+    const LASTING: [&str; 7] = [
+        "tables",
+        "feed_objects",
+        "gaps",
+        "parents_outside",
+        "columns",
+        "watched",
+        "partitions",
+    ];
+    let server = Cluster::seeded(&["log_statement = all"]);
+    let log = server.data().with_file_name("log");
+    let prepared = || -> Vec<String> {
+        let text = std::fs::read_to_string(&log).expect("the server's log");
+        let names = text.split("statement: PREPARE oddscache_").skip(1);
+        // What follows is the follower's number, the name, and the types of its parameters.
+        let name = |rest: &str| {
+            let name = rest.split_once('_')?.1.split([' ', '(']).next()?;
+            Some(name.to_owned())
+        };
+        names.filter_map(name).collect()
+    };
+    let followed = Followed::with(&server.dsn("postgres"), |config| config).await;
+    followed.live().await;
+    let first: HashSet<String> = prepared().into_iter().collect();
+    let install = std::fs::read_to_string("sql/install.sql").expect("a script");
+    for sql in [
+        &format!("{PARTITION}; {install}"),
+        "alter table odds_snapshots detach partition odds_snapshots_2020",
+    ] {
+        let before = prepared().len();
+        followed.step(sql).await;
+        let new: HashSet<String> = prepared().split_off(before).into_iter().collect();
+        let kept: HashSet<&str> = first.difference(&new).map(String::as_str).collect();
+        assert_eq!(kept, HashSet::from(LASTING));
+        assert!(new.is_subset(&first));
+    }
+    assert_eq!(followed.reloads(), 1);
 }
 
 /// What a partition brings may be newer than anything that is held, and may have the id of a held snapshot.
