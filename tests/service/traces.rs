@@ -113,15 +113,22 @@ impl Collector {
         let printed = self.printed();
         let spans = printed.split("\nSpan #").skip(1);
         let spans = spans.map(|text| text.split("\nResourceSpans").next().unwrap_or(text));
-        // The last one may not be whole yet.
-        let spans = spans.filter(|text| text.ends_with('\n') || text.contains("Attributes:"));
+        // The last one may not be whole yet: the collector prints line by line.
+        let spans = spans.filter(|text| text.contains("\nEnd time:"));
         let spans = spans.map(|text| Span(text.to_owned()));
         spans.filter(|span| span.part("Name") == name).collect()
     }
 
-    /// Waits for a span of this name.
+    /// Waits for a span of this name, and until the collector prints no more lines of it.
     async fn span(&self, name: &str) -> Span {
-        eventually(name, async || !self.spans(name).is_empty()).await;
+        let mut before = String::new();
+        eventually(name, async || {
+            let printed = self.printed();
+            let is_still = printed == before;
+            before = printed;
+            is_still && !self.spans(name).is_empty()
+        })
+        .await;
         self.spans(name).remove(0)
     }
 }
