@@ -258,6 +258,17 @@ impl Statement {
         }
     }
 
+    /// Runs a statement without parameters and returns all rows. `doing` is for the error.
+    pub(crate) async fn all(
+        &self,
+        doing: &'static str,
+        client: &Client,
+        prepared: Option<&Prepared>,
+    ) -> Result<Vec<Row>, Error> {
+        let rows = self.rows(client, prepared, &[]).await;
+        rows.map_err(Error::database(doing))
+    }
+
     /// Runs the statement and returns all rows.
     pub(crate) async fn rows(
         &self,

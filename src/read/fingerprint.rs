@@ -60,8 +60,9 @@ impl Watched {
         prepared: Option<&Prepared>,
         names: &Names,
     ) -> Result<Watched, Error> {
-        let rows = Watched::statement(names).rows(client, prepared, &[]).await;
-        let rows = rows.map_err(Error::database(DOING))?;
+        let rows = Watched::statement(names)
+            .all(DOING, client, prepared)
+            .await?;
         let row = rows
             .first()
             .ok_or_else(|| Error::unexpected(DOING, "no answer"))?;

@@ -245,10 +245,7 @@ async fn end(
 ) -> Result<(), Error> {
     let tables_now = async {
         match watched {
-            Some(watched) => {
-                let now = watched.tables_now.rows(client, prepared, &[]).await;
-                now.map_err(Error::database(END))
-            }
+            Some(watched) => watched.tables_now.all(END, client, prepared).await,
             None => Ok(Vec::new()),
         }
     };
@@ -607,8 +604,7 @@ async fn fingerprint(
     prepared: Option<&Prepared>,
     watched: &Watched,
 ) -> Result<String, Error> {
-    let rows = watched.fingerprint.rows(client, prepared, &[]).await;
-    let rows = rows.map_err(Error::database(BEGIN))?;
+    let rows = watched.fingerprint.all(BEGIN, client, prepared).await?;
     rows.first()
         .ok_or_else(|| Error::unexpected(BEGIN, "no answer"))?
         .try_get(0)

@@ -98,8 +98,7 @@ impl Partitions {
         names: &Names,
         watched: &Watched,
     ) -> Result<Partitions, Error> {
-        let rows = watched.facts.rows(client, None, &[]).await;
-        let rows = rows.map_err(Error::database(DOING))?;
+        let rows = watched.facts.all(DOING, client, None).await?;
         let (mut facts, mut sum) = (BTreeSet::new(), 0);
         for row in &rows {
             let get = || Ok((row.try_get(0)?, row.try_get::<_, i64>(1)?));
@@ -108,8 +107,7 @@ impl Partitions {
             sum += i128::from(hash);
         }
         let nodes = Partitions::statement(names);
-        let nodes = nodes.rows(client, prepared, &[]).await;
-        let nodes = nodes.map_err(Error::database(DOING))?;
+        let nodes = nodes.all(DOING, client, prepared).await?;
         let nodes: Result<Vec<_>, _> = nodes.iter().map(node).collect();
         let nodes = nodes.map_err(Error::database(DOING))?;
         Ok(Partitions {

@@ -120,8 +120,9 @@ async fn check_tables(
     prepared: Option<&Prepared>,
     config: &Config,
 ) -> Result<(), Error> {
-    let rows = tables_statement(config).rows(client, prepared, &[]).await;
-    let rows = rows.map_err(Error::database(DOING))?;
+    let rows = tables_statement(config)
+        .all(DOING, client, prepared)
+        .await?;
     for row in &rows {
         let table = format!("{}.{}", quote(&config.app_schema), quote(column(row, 0)?));
         // In this order, because the role has no right on a table that does not exist.
@@ -182,8 +183,7 @@ async fn check_feed(
         schema: schema.clone(),
         object,
     };
-    let rows = feed_statement(config).rows(client, prepared, &[]).await;
-    let rows = rows.map_err(Error::database(DOING))?;
+    let rows = feed_statement(config).all(DOING, client, prepared).await?;
     let row = rows
         .first()
         .ok_or_else(|| missing("objects, for it does not exist itself"))?;
@@ -371,8 +371,7 @@ async fn gaps(
     prepared: Option<&Prepared>,
     config: &Config,
 ) -> Result<Vec<Gap>, Error> {
-    let rows = gaps_statement(config).rows(client, prepared, &[]).await;
-    let rows = rows.map_err(Error::database(DOING))?;
+    let rows = gaps_statement(config).all(DOING, client, prepared).await?;
     let mut gaps: Vec<Gap> = Vec::new();
     for row in &rows {
         let table: String = column(row, 0)?;
@@ -442,8 +441,9 @@ async fn parents_outside(
     prepared: Option<&Prepared>,
     config: &Config,
 ) -> Result<Vec<Fault>, Error> {
-    let rows = outside_statement(config).rows(client, prepared, &[]).await;
-    let rows = rows.map_err(Error::database(DOING))?;
+    let rows = outside_statement(config)
+        .all(DOING, client, prepared)
+        .await?;
     let fault = |row: &Row| {
         let (parent, table): (&str, &str) = (column(row, 0)?, column(row, 1)?);
         let repair = match column(row, 2)? {

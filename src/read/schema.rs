@@ -285,8 +285,10 @@ impl<'n> Columns<'n> {
         prepared: Option<&Prepared>,
         names: &'n Names,
     ) -> Result<Columns<'n>, Error> {
-        let rows = Columns::statement(names).rows(client, prepared, &[]).await;
-        let rows = rows.map_err(Error::database("reading the catalog"))?;
+        let statement = Columns::statement(names);
+        let rows = statement
+            .all("reading the catalog", client, prepared)
+            .await?;
         let mut types = HashMap::new();
         for row in rows {
             let get = |index| {
