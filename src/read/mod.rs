@@ -882,8 +882,8 @@ pub(crate) struct News {
     schema: Option<Schema>,
     /// Whether the change set has all that may have changed without a log row.
     is_whole: bool,
-    /// Why rows may have changed that neither the log nor the catalog names: the feed is not whole. [`wide`] finds them
-    /// ([`versions`]).
+    /// Why rows may have changed that neither the log nor the catalog names: the feed is or was not whole. [`wide`] finds
+    /// them ([`versions`]).
     unnamed: Option<Reload>,
 }
 
@@ -957,14 +957,16 @@ impl Opened {
             let Some(changed) = before.partitions.touched(&now.partitions, reads) else {
                 return reload(ReloadReason::Catalog.into(), start);
             };
-            let not_logged = [before.not_logged(), now.not_logged()];
             touched.append(changed);
-            match not_logged.iter().all(Option::is_some) {
-                true => not_logged
-                    .into_iter()
-                    .flatten()
-                    .for_each(|rows| touched.append(rows)),
-                false => unnamed = Some(unnamed.unwrap_or(ReloadReason::Catalog.into())),
+            let mut is_unlogged = touched.is_unlogged();
+            for not_logged in [before.not_logged(), now.not_logged()] {
+                match not_logged {
+                    Some(rows) => touched.append(rows),
+                    None => is_unlogged = true,
+                }
+            }
+            if is_unlogged {
+                unnamed = Some(unnamed.unwrap_or(ReloadReason::Catalog.into()));
             }
             schema = Some(now);
         }

@@ -2,12 +2,13 @@
 //!
 //! Partitions of `odds_snapshots` come and go every day, and nothing else changes with them. So then the follower looks
 //! up only the latest snapshots of the events that have rows in them. If another table was truncated or rewritten, it
-//! reads that side. A column that nobody reads changes nothing. After any other change it reads everything, also if a
-//! trigger or the log itself changed, because any row may have changed without a log row.
+//! reads that side. A column that nobody reads changes nothing. If a trigger changed, any row may have changed without a
+//! log row, and the follower asks which rows were written since ([`crate::read::versions`]). After any other change it
+//! reads everything, also if the function of the triggers or the log itself changed.
 //!
 //! # Invariants
-//! - KP1: Each fact of the fingerprint that differs belongs to one table or partition, or to a column. The rows that may
-//!   have changed with any of these are read again; otherwise everything is.
+//! - KP1: Each fact of the fingerprint that differs belongs to one table or partition, to a column, or to a trigger. The
+//!   rows that may have changed with any of these are read again; otherwise everything is.
 //! - KP2: A row of a partition lies within the partition's bounds. So the rows that came with a partition are those
 //!   within its bounds now, and the rows that went with one are among those that are held and lie within its bounds.
 //! - KP3: The markets of a snapshot depend on its id alone, not on the partition of its row.
@@ -83,6 +84,8 @@ pub(crate) struct Touched {
     tables: BTreeSet<Table>,
     /// Bounds of changed partitions, and whether there is such a partition now.
     bounds: BTreeMap<Bounds, bool>,
+    /// Whether a trigger changed, so that somebody may also have written any other row without a log row.
+    is_unlogged: bool,
 }
 
 impl Partitions {
@@ -152,7 +155,8 @@ impl Partitions {
                 && let (Some(before), Some(after)) = (before, after)
                 && !(is_bounded(before) && is_bounded(after))
             {
-                return None;
+                touched.is_unlogged = true;
+                continue;
             }
             // A partition may have come back with other bounds. Then the rows within the old ones may be gone.
             before.inspect(|node| touched.add(node, false));
@@ -195,6 +199,11 @@ impl Touched {
         names.join(", ")
     }
 
+    /// Whether any other row may have changed, too.
+    pub(crate) fn is_unlogged(&self) -> bool {
+        self.is_unlogged
+    }
+
     /// Whether no row may have changed.
     pub(crate) fn is_empty(&self) -> bool {
         *self == Touched::default()
@@ -202,6 +211,7 @@ impl Touched {
 
     pub(crate) fn append(&mut self, other: Touched) {
         self.tables.extend(other.tables);
+        self.is_unlogged |= other.is_unlogged;
         for (bounds, is_there) in other.bounds {
             *self.bounds.entry(bounds).or_default() |= is_there;
         }
@@ -217,6 +227,10 @@ impl Touched {
     ) -> Result<(), Error> {
         for table in &self.tables {
             change_set.of(*table).add_all();
+        }
+        // Almost always. To look at each event would make every read cost as much as there are events.
+        if self.bounds.is_empty() {
+            return Ok(());
         }
         let events = &mut change_set.betpawa;
         let is_touched = |time| self.bounds.keys().any(|bounds| bounds.contains(time));
@@ -367,7 +381,11 @@ mod tests {
             ..Touched::default()
         };
         let of_day = ["table 2 7 r", "link 2 1 100", "trigger 9 2 100 A 8"];
-        let cases: [(_, &[&str], _, &[&str], _); 12] = [
+        let unlogged = Touched {
+            is_unlogged: true,
+            ..Touched::default()
+        };
+        let cases: [(_, &[&str], _, &[&str], _); 13] = [
             (false, &[], true, &of_day, Some(day(true))),
             (true, &of_day, false, &[], Some(day(false))),
             (true, &of_day, true, &of_day[..2], Some(day(true))),
@@ -392,6 +410,13 @@ mod tests {
                 &["trigger 9 3 100 A 8"],
                 true,
                 &["trigger 9 3 101 A 8"],
+                Some(unlogged),
+            ),
+            (
+                true,
+                &["trigger 9 3 100 A 8", "function 8 100"],
+                true,
+                &["trigger 9 3 101 A 8", "function 8 101"],
                 None,
             ),
             (

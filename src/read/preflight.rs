@@ -347,7 +347,7 @@ impl Gap {
 /// trigger can log.
 fn gaps_statement(config: &Config) -> Statement {
     // Bits of `tgtype`: 1 marks a row trigger, which the feed does not have; 4 to 32 are the kinds of change. One
-    // trigger that always fires is enough, hence `bool_or`.
+    // trigger that always fires is enough, hence `bool_or`. One with a condition or a list of columns does not.
     let sql = format!(
         "{} \
          SELECT node.oid::regclass::text, op.name, bool_or(t.tgenabled = 'A'), bool_or(t.tgenabled <> 'D'), \
@@ -357,7 +357,7 @@ fn gaps_statement(config: &Config) -> Statement {
          CROSS JOIN (VALUES ('insert', 4), ('delete', 8), ('update', 16), ('truncate', 32)) AS op(name, bit) \
          LEFT JOIN (pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid AND p.proname = 'log_change' \
            JOIN pg_namespace n ON n.oid = p.pronamespace AND n.nspname = {}) \
-           ON t.tgrelid = node.oid AND t.tgtype & op.bit <> 0 AND t.tgtype & 1 = 0 \
+           ON t.tgrelid = node.oid AND t.tgtype & op.bit <> 0 AND t.tgtype & 1 = 0 AND t.tgqual IS NULL AND t.tgattr = '' \
          GROUP BY node.oid, node.root, op.name ORDER BY node.root DESC, 1, op.name",
         nodes(config),
         literal(&config.cache_schema),

@@ -1,5 +1,6 @@
 //! Finds the held snapshots whose market rows were written since a moment, without reading the markets. That takes a small
-//! part of the time. The follower needs it again and again while the feed is not whole, that is, does not log every change.
+//! part of the time. The follower needs it when a trigger changed, and again and again while the feed is not whole, that
+//! is, does not log every change.
 //!
 //! # Invariants
 //! - RV1: At the snapshot of which [`Since`] has `xmin`, the draft equalled the database.
@@ -11,9 +12,10 @@
 //! - RV4: RV2 holds for the history of one server, and for rows in a heap. Row security, and tables that take the place of
 //!   others, change what a role sees without writing a row. So after such changes the markets are read
 //!   ([`crate::read::partitions`]).
-//! - RV5: Nothing proves RV1. The triggers may all have been there, and yet have logged nothing: the function had another
-//!   body, or a trigger a condition that is always false. Or a log row was lost. So when the triggers, their function or
-//!   the log change, or log rows were pruned or are not understood, everything is read.
+//! - RV5: RV1 holds as long as all triggers were there, without a condition, and logged what changed
+//!   ([`crate::read::preflight`]). That a trigger goes or comes back does not put in doubt what was read before. But their
+//!   function may have had another body, or a log row was lost. So when the function or the log changes, or log rows were
+//!   pruned or are not understood, everything is read.
 
 use hashbrown::HashMap;
 

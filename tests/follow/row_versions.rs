@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use oddscache::{Status, sql::Table};
+use oddscache::{ReloadReason, Status, sql::Table};
 use oddscache_testkit::{
     cluster::Cluster,
     connect, eventually,
@@ -211,6 +211,43 @@ async fn changes_that_are_not_logged_between_others_that_are() {
         .await;
     let now = followed.cache.counters();
     assert_eq!(now.snapshots_read, before.snapshots_read, "nothing changed");
+}
+
+/// The triggers on market_odds, as install.sql leaves them.
+const ON: &str = "alter table market_odds enable always trigger oddscache_insert, enable always trigger oddscache_update,
+    enable always trigger oddscache_delete, enable always trigger oddscache_truncate";
+
+/// RV1, RV5: when a trigger goes, and when it comes back, only what was written meanwhile is read.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_trigger_goes_and_comes_back() {
+    let server = Cluster::seeded(&[]);
+    let followed = unaudited(&server).await;
+    let write = "update market_odds set line = 41 where snapshot_id = 112";
+    let off = "alter table market_odds disable trigger user";
+    assert_eq!(
+        read_by(&followed, &format!("{off}; {write}; {ON}")).await,
+        1
+    );
+    // Written by another transaction than the one that brings the trigger back, and read by nobody in between.
+    let reads = connect(&server.dsn("postgres")).await;
+    run(&reads, "begin; lock table events").await;
+    followed.run(off).await;
+    followed.run(&write.replace("41", "42")).await;
+    let before = followed.cache.counters();
+    followed.run(ON).await;
+    run(&reads, "commit").await;
+    followed.check("written while the trigger was off").await;
+    let after = followed.cache.counters();
+    assert_eq!(after.snapshots_read - before.snapshots_read, 1);
+    let reloads = |of| after.reloads_by_reason.of(of);
+    assert_eq!(
+        (
+            reloads(ReloadReason::Catalog),
+            after.reloads,
+            followed.epoch()
+        ),
+        (2, 3, 1)
+    );
 }
 
 /// RV5: all triggers were there, and their function logged nothing. Once it is repaired, everything is read again.
