@@ -134,7 +134,7 @@ pub(crate) async fn catalog(world: &World, whole: &Cost) {
         let sql = format!(
             "alter table market_odds disable trigger oddscache_update;
              update market_odds set line = {line} where snapshot_id in
-                 (select max(id) from odds_snapshots group by event_id order by event_id limit 100);
+                 (select max(id) from odds_snapshots where bookmaker_id = 1 group by event_id order by event_id desc limit 100);
              alter table market_odds enable always trigger oddscache_update"
         );
         costs.push(world.change(&sql).await);

@@ -4,7 +4,7 @@
 //! ```sh
 //! cargo bench --bench scale                                   # 1,100 events, one to three minutes
 //! EVENTS=11000 HISTORY=1 cargo bench --bench scale
-//! EVENTS=110000 HISTORY=1 MARKETS=10 ROUNDS=1 PART=whole,partitions,lost,readers cargo bench --bench scale
+//! EVENTS=110000 HISTORY=1 MARKETS=10 ROUNDS=1 PART=whole,partitions,lost,catalog,audit cargo bench --bench scale
 //! ```
 //!
 //! The benchmark starts a private server, and prints one table. Each line has its floor, taken in the same run. It uses
@@ -17,10 +17,11 @@
 //! | `HISTORY` | 2 | snapshots of each event and bookmaker, with their markets |
 //! | `HANDLES` | 10 | handles that come back after a restart of the server |
 //! | `ROUNDS` | 3 | how often what does not change the data is repeated |
-//! | `PART` | all | a list of `whole,age,memory,partitions,lost,catalog,statements,herd,readers,truncate` |
+//! | `PART` | all but `audit` | a list of `whole,age,memory,partitions,lost,catalog,statements,audit,herd,readers,truncate` |
 #![allow(clippy::expect_used, clippy::unwrap_used, missing_docs)]
 
 mod age;
+mod audit;
 mod changes;
 mod herd;
 mod line;
@@ -94,6 +95,10 @@ async fn main() {
     }
     if is_wanted("statements") {
         changes::statements(&world, &whole, rounds).await;
+    }
+    // It takes at least the two minutes of a cycle, so only who names it waits for it.
+    if std::env::var("PART").is_ok() && is_wanted("audit") {
+        audit::measure(&world).await;
     }
     if is_wanted("herd") {
         herd::measure(&mut world, number("HANDLES", 10)).await;

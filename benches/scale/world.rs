@@ -15,7 +15,7 @@ use tokio::{runtime::Runtime, time::sleep};
 use tokio_postgres::Client;
 
 /// A whole read of 110,000 events takes minutes.
-const PATIENCE: Duration = Duration::from_secs(30 * 60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30 * 60);
 
 /// Snapshots of an event long past, for a job that deletes old markets. They have the ids from 1 on. They are more than
 /// a log row can list.
