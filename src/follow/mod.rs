@@ -718,6 +718,11 @@ impl DatabaseFollower {
         match changes.instrument(span.clone()).await? {
             Read::Done(done) => self.caught_up(known, woken, *done, &span, begun_at, resumes),
             Read::Wide(reason, news) => {
+                // Every cache of the database sees such a change at the same moment, and looks at all rows.
+                let is_catalog = |reload: &Reload| reload.reason == ReloadReason::Catalog;
+                if reason.as_ref().is_some_and(is_catalog) && !self.has_turn(reader).await? {
+                    return Ok(false);
+                }
                 if let Some(reason) = &reason {
                     self.announce(reason, resumes);
                 }

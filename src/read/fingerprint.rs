@@ -1,5 +1,6 @@
 //! A fingerprint of the catalog. DDL can change rows, or hide them, without firing a trigger. Each read of changes
-//! compares the fingerprint with that of the last read of everything. If they differ, everything is read again.
+//! compares the fingerprint with that of the last look at the catalog. If they differ, the rows that may have changed are
+//! read ([`crate::read::partitions`]), or everything is.
 //!
 //! The fingerprint changes when somebody
 //! - attaches, detaches, drops or rewrites a partition;

@@ -268,13 +268,13 @@ async fn feed_state(client: &Client, config: &Config) -> Result<Feed, Error> {
 }
 
 /// Begins a query on `node`: the application's tables (`root`), and all below them but temporary ones, which belong to
-/// one session.
+/// one session. `name` is that of the application's table.
 fn nodes(config: &Config) -> String {
     format!(
         "WITH RECURSIVE node AS (\
-           SELECT c.oid, true AS root FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
+           SELECT c.oid, true AS root, c.relname::text AS name FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
            WHERE n.nspname = {} AND c.relname IN ({}) AND c.relkind IN ('r', 'p') \
-           UNION SELECT i.inhrelid, false FROM pg_inherits i JOIN node ON node.oid = i.inhparent \
+           UNION SELECT i.inhrelid, false, node.name FROM pg_inherits i JOIN node ON node.oid = i.inhparent \
            JOIN pg_class c ON c.oid = i.inhrelid AND c.relpersistence <> 't')",
         literal(&config.app_schema),
         Table::literals(),
@@ -347,7 +347,8 @@ impl Gap {
 /// trigger can log.
 fn gaps_statement(config: &Config) -> Statement {
     // Bits of `tgtype`: 1 marks a row trigger, which the feed does not have; 4 to 32 are the kinds of change. One
-    // trigger that always fires is enough, hence `bool_or`. One with a condition or a list of columns does not.
+    // trigger that always fires is enough, hence `bool_or`. One with a condition, a list of columns or the name of
+    // another table does not. Its argument is the table's name, after `*` if a foreign table is below.
     let sql = format!(
         "{} \
          SELECT node.oid::regclass::text, op.name, bool_or(t.tgenabled = 'A'), bool_or(t.tgenabled <> 'D'), \
@@ -358,6 +359,7 @@ fn gaps_statement(config: &Config) -> Statement {
          LEFT JOIN (pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid AND p.proname = 'log_change' \
            JOIN pg_namespace n ON n.oid = p.pronamespace AND n.nspname = {}) \
            ON t.tgrelid = node.oid AND t.tgtype & op.bit <> 0 AND t.tgtype & 1 = 0 AND t.tgqual IS NULL AND t.tgattr = '' \
+             AND t.tgargs IN (convert_to(node.name, 'UTF8') || '\\x00', '\\x2a00' || convert_to(node.name, 'UTF8') || '\\x00') \
          GROUP BY node.oid, node.root, op.name ORDER BY node.root DESC, 1, op.name",
         nodes(config),
         literal(&config.cache_schema),

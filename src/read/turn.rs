@@ -1,7 +1,8 @@
-//! Takes turns with the other caches of a database. After a restart of the server, all of them want to read everything.
+//! Takes turns with the other caches of a database. After a restart of the server, all of them want to read everything;
+//! after a change of a trigger, all of them look at all rows.
 //!
 //! # Invariants
-//! - RE1: At most [`READERS`] caches read everything at once, except those that have waited for [`LONGEST_WAIT`].
+//! - RE1: At most [`READERS`] caches do so at once, except those that have waited for [`LONGEST_WAIT`].
 //! - RE2: A turn ends with the transaction, whatever becomes of the cache.
 
 use std::time::{Duration, Instant};

@@ -12,10 +12,10 @@
 //! - RV4: RV2 holds for the history of one server, and for rows in a heap. Row security, and tables that take the place of
 //!   others, change what a role sees without writing a row. So after such changes the markets are read
 //!   ([`crate::read::partitions`]).
-//! - RV5: RV1 holds as long as all triggers were there, without a condition, and logged what changed
-//!   ([`crate::read::preflight`]). That a trigger goes or comes back does not put in doubt what was read before. But their
-//!   function may have had another body, or a log row was lost. So when the function or the log changes, or log rows were
-//!   pruned or are not understood, everything is read.
+//! - RV5: RV1 holds as long as all triggers were there, as `install.sql` makes them ([`crate::read::preflight`]). That a
+//!   trigger goes or comes back does not put in doubt what was read before. But their function may have had another body,
+//!   or a log row was lost. So when the function or the log changes, or log rows were pruned or are not understood,
+//!   everything is read.
 
 use hashbrown::HashMap;
 

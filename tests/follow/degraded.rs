@@ -132,6 +132,7 @@ async fn each_fault_is_named_and_its_repair_repairs_it() {
     for [sql, words] in cases(
         "drop trigger oddscache_update on market_odds => market_odds has no trigger for update
          drop trigger oddscache_delete on events; create trigger oddscache_delete after delete on events referencing old table as old_rows for each statement when (current_user = 'x') execute function oddscache.log_change('events'); alter table events enable always trigger oddscache_delete => events has no trigger for delete
+         drop trigger oddscache_update on market_odds; create trigger oddscache_update after update on market_odds referencing old table as old_rows new table as new_rows for each statement execute function oddscache.log_change('competitor_market_odds'); alter table market_odds enable always trigger oddscache_update => market_odds has no trigger for update
          drop trigger oddscache_insert on odds_snapshots_default => odds_snapshots_default has no trigger for insert
          alter table events disable trigger oddscache_delete => on public.events, oddscache_delete is disabled
          alter table events enable trigger oddscache_delete => on public.events, oddscache_delete is not ENABLE ALWAYS

@@ -106,6 +106,24 @@ async fn caches_read_everything_in_turns() {
     others.run(&lock("pg_advisory_unlock")).await;
     cache.ready().await.expect("warm");
     follower.abort();
+    // All caches look at all rows when a trigger came back.
+    others.run(&lock("pg_advisory_lock")).await;
+    others
+        .run(
+            "alter table market_odds disable trigger oddscache_update;
+             update market_odds set line = 8 where snapshot_id = 112;
+             alter table market_odds enable always trigger oddscache_update",
+        )
+        .await;
+    seen.clear();
+    eventually("the other one tries again", async || {
+        let row = others.app.query_one(tries, &[]).await.expect("a time");
+        seen.insert(row.get::<_, Option<String>>(0));
+        seen.len() > 3
+    })
+    .await;
+    others.run(&lock("pg_advisory_unlock")).await;
+    others.check("its turn has come").await;
 }
 
 /// A resync reads every event again. Meanwhile the view moves on with what is committed.
