@@ -91,13 +91,16 @@ async fn caches_read_everything_in_turns() {
     let follower = tokio::spawn(follower.run());
     let tries = "select max(query_start)::text from pg_stat_activity \
                  where datname = current_database() and query like '%oddscache reader%' and pid <> pg_backend_pid()";
-    let mut seen = HashSet::new();
-    eventually("the follower tries again", async || {
-        let row = others.app.query_one(tries, &[]).await.expect("a time");
-        seen.insert(row.get::<_, Option<String>>(0));
-        seen.len() > 3
-    })
-    .await;
+    let tried_again = async || {
+        let mut seen = HashSet::new();
+        eventually("a follower tries again", async || {
+            let row = others.app.query_one(tries, &[]).await.expect("a time");
+            seen.insert(row.get::<_, Option<String>>(0));
+            seen.len() > 3
+        })
+        .await;
+    };
+    tried_again().await;
     assert!(!cache.is_warm());
     // The other one follows meanwhile.
     others
@@ -115,13 +118,7 @@ async fn caches_read_everything_in_turns() {
              alter table market_odds enable always trigger oddscache_update",
         )
         .await;
-    seen.clear();
-    eventually("the other one tries again", async || {
-        let row = others.app.query_one(tries, &[]).await.expect("a time");
-        seen.insert(row.get::<_, Option<String>>(0));
-        seen.len() > 3
-    })
-    .await;
+    tried_again().await;
     others.run(&lock("pg_advisory_unlock")).await;
     others.check("its turn has come").await;
 }
