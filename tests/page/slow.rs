@@ -86,6 +86,9 @@ async fn a_slow_page_never_shows_an_old_price_as_new() {
     run(app, &UPDATE.replace("55.5", "44.5")).await;
     // The browser and the database have the same clock. The page writes its age twice a second, and rounded.
     browser.eval("window.committed = Date.now()").await;
+    // A busy browser draws late.
+    let late = "window.requestAnimationFrame = (draw) => setTimeout(draw, 700)";
+    browser.eval(late).await;
     let watch = format!(
         "window.lies = []; setInterval(() => {{
             const text = document.getElementById('age').textContent;

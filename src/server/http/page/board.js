@@ -120,13 +120,16 @@ export class Board {
   draw() {
     if (this.#willDraw) return;
     this.#willDraw = true;
-    const go = () => {
-      this.#willDraw = false;
-      this.#drawNow();
-    };
     // A hidden page gets no frames, so a timer draws it.
-    if (document.hidden) setTimeout(go, 1_000);
-    else requestAnimationFrame(go);
+    if (document.hidden) setTimeout(() => this.drawDue(), 1_000);
+    else requestAnimationFrame(() => this.drawDue());
+  }
+
+  /** Draws what would otherwise wait for the next frame. */
+  drawDue() {
+    if (!this.#willDraw) return;
+    this.#willDraw = false;
+    this.#drawNow();
   }
 
   get #outcomes() {

@@ -311,6 +311,8 @@ document.addEventListener("visibilitychange", () => {
 
 /** Shows in which state the page is. Called by a timer, and whenever the page learns something. */
 function judge() {
+  // The state is about the board, so the board must be drawn before it: a busy browser may be late with its frame.
+  board.drawDue();
   const found = trouble();
   const stale = found !== null && found.why !== null;
   const shown = found?.name ?? word(known.stats.status).replace("polling", "polling only");
