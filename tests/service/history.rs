@@ -129,8 +129,8 @@ async fn where_there_is_no_history_the_answer_says_why() {
 
     // The only connection is busy for a minute, and the cache is not.
     let app = connect(&database.dsn()).await;
-    let slow = "alter table competitor_market_odds enable row level security;
-        create policy slow on competitor_market_odds using
+    let slow = "alter table market_odds enable row level security;
+        create policy slow on market_odds using
             (current_setting('application_name') <> 'oddscache history' or pg_sleep(60) is null)";
     write(&app, slow).await;
     let mut asking = JoinSet::new();
@@ -149,11 +149,10 @@ async fn where_there_is_no_history_the_answer_says_why() {
     // The cache does not wait with them.
     assert_eq!(served.get("/v1/events/3").await.0, 200);
     asking.abort_all();
-    write(
-        &app,
-        "alter table competitor_market_odds disable row level security",
-    )
-    .await;
+    let stop = "select pg_terminate_backend(pid) from pg_stat_activity
+        where datname = current_database() and application_name = 'oddscache history'";
+    write(&app, stop).await;
+    write(&app, "alter table market_odds disable row level security").await;
 
     write(&app, "drop index idx_competitor_market_odds_snapshot").await;
     let fresh = Service::warm(&database.dsn(), &[]).await;
