@@ -149,10 +149,11 @@ async fn where_there_is_no_history_the_answer_says_why() {
     // The cache does not wait with them.
     assert_eq!(served.get("/v1/events/3").await.0, 200);
     asking.abort_all();
+    // Sent at once. Otherwise the next question that waits could take its turn in between, and hold the table.
     let stop = "select pg_terminate_backend(pid) from pg_stat_activity
-        where datname = current_database() and application_name = 'oddscache history'";
+        where datname = current_database() and application_name = 'oddscache history';
+        alter table market_odds disable row level security";
     write(&app, stop).await;
-    write(&app, "alter table market_odds disable row level security").await;
 
     write(&app, "drop index idx_competitor_market_odds_snapshot").await;
     let fresh = Service::warm(&database.dsn(), &[]).await;
